@@ -1,0 +1,32 @@
+"""The `luthier` command: one small file a command, and one place that turns errors into exit statuses.
+
+Exit statuses: 0 done, 1 a check failed, 2 bad input or setting, 3 stopped and resumable.
+Nothing here, nor at the top of a command's file, imports torch: `luthier --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from luthier import console
+from luthier.errors import LuthierError
+
+app = typer.Typer(
+    name="luthier",
+    help="Fine-tune a language model on the machine you have, and see that it worked.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def main() -> None:
+    """Run the command line; a LuthierError becomes its problems on standard error and its exit status."""
+    console.set_up_streams()
+    try:
+        app()
+    except LuthierError as error:
+        console.fail(error)
+        sys.exit(error.exit_status)

@@ -1,0 +1,133 @@
+"""The only module that prints.
+
+People's text goes to standard output and problems to standard error. After `use_json()` standard output
+carries one JSON object, written by `result()`, and everything meant for people goes to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from luthier.errors import LuthierError
+
+_json = False
+
+
+def use_json() -> None:
+    """From here on standard output holds nothing but the object given to `result()`."""
+    global _json
+    _json = True
+
+
+def set_up_streams() -> None:
+    """UTF-8 whatever the code page, so that a Chinese answer prints on any Windows terminal."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(encoding="utf-8", errors="replace")
+
+
+def people() -> Console:
+    """The rich console for people's text. Made at each call: tests and notebooks swap the streams."""
+    from rich.console import Console
+
+    stream: IO[str] = sys.stderr if _json else sys.stdout
+    return Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
+
+
+def is_terminal() -> bool:
+    """Whether a person is looking at live output (else plain lines are printed)."""
+    return (sys.stderr if _json else sys.stdout).isatty()
+
+
+def say(text: str = "", *, style: str | None = None) -> None:
+    """One line for people. `text` is taken literally: no markup."""
+    people().print(text, style=style, markup=False)
+
+
+def show(renderable: RenderableType) -> None:
+    """A rich table, panel or styled text."""
+    people().print(renderable)
+
+
+def write(text: str) -> None:
+    """A piece of text with no line end, at once: the tokens of a streamed answer."""
+    stream = sys.stderr if _json else sys.stdout
+    stream.write(text)
+    stream.flush()
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
+    """A table with literal cells. Long cells wrap."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    grid = Table(title=title, title_justify="left")
+    for column in columns:
+        grid.add_column(escape(column), overflow="fold")
+    for row in rows:
+        grid.add_row(*(escape(str(cell)) for cell in row))
+    show(grid)
+
+
+def warn(text: str) -> None:
+    """Something the user should know that does not stop the work. Goes to standard error."""
+    from rich.console import Console
+
+    Console(file=sys.stderr, highlight=False, soft_wrap=True).print(f"note: {text}", style="yellow", markup=False)
+
+
+def fail(error: LuthierError) -> None:
+    """All problems of an error: on standard error for people, as the JSON object with `--json`."""
+    from rich.console import Console
+
+    if _json:
+        result({"ok": False, "error": type(error).__name__, "problems": [vars(p) for p in error.problems]})
+        return
+    console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+    for problem in error.problems:
+        console.print(f"✗ {problem.where}: {problem.what}", style="bold red", markup=False)
+        console.print(f"  → {problem.fix}", markup=False)
+
+
+def result(value: Any) -> None:
+    """The one JSON object of a `--json` command. Does nothing without `--json`."""
+    if _json:
+        sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+        sys.stdout.flush()
+
+
+class Progress:
+    """A count that grows. See `progress()`."""
+
+    def __init__(self, advance: Any) -> None:
+        self.advance = advance
+
+
+@contextlib.contextmanager
+def progress(description: str, total: float | None, *, unit: str = "") -> Iterator[Progress]:
+    """A bar with an ETA on a terminal; elsewhere one line at the start and one at the end.
+
+    `unit="bytes"` shows sizes and speed. Inside: `bar.advance(n)`.
+    """
+    from rich import progress as bars
+
+    if not is_terminal():
+        say(f"{description} …")
+        yield Progress(lambda n=1: None)
+        return
+    columns: list[bars.ProgressColumn] = [bars.TextColumn("{task.description}", markup=False), bars.BarColumn()]
+    columns += (
+        [bars.DownloadColumn(), bars.TransferSpeedColumn()] if unit == "bytes" else [bars.MofNCompleteColumn()]
+    )
+    columns += [bars.TimeRemainingColumn(compact=True)]
+    with bars.Progress(*columns, console=people()) as shown:
+        task = shown.add_task(description, total=total)
+        yield Progress(lambda n=1: shown.advance(task, n))

@@ -1,0 +1,74 @@
+"""Every error a user can meet, on one page.
+
+    LuthierError            exit status
+    ├── InputError          2   what the user gave cannot be used
+    │   ├── RecipeError         a setting: unknown, of the wrong type, or contradicting another
+    │   ├── DataError           a data file, row or field
+    │   ├── ModelError          weights, tokenizer, chat template or adapter
+    │   ├── HubError            a model or data set that cannot be fetched
+    │   └── RunError            a run folder: missing, taken, finished, or of another recipe
+    ├── CheckFailed         1   Luthier's own check of a result did not hold
+    └── Stopped             3   stopped before the end, and resumable
+
+Mistakes of Luthier itself stay ordinary Python exceptions: a traceback is a bug report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: the place, what was found and expected, and what to type next."""
+
+    where: str
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}\n  fix: {self.fix}"
+
+
+class LuthierError(Exception):
+    """Base of all errors shown without a traceback. Holds every problem found, not only the first."""
+
+    exit_status = 1
+
+    def __init__(self, *problems: Problem) -> None:
+        if not problems:
+            raise ValueError("an error names at least one problem")
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+class InputError(LuthierError):
+    exit_status = 2
+
+
+class RecipeError(InputError):
+    pass
+
+
+class DataError(InputError):
+    pass
+
+
+class ModelError(InputError):
+    pass
+
+
+class HubError(InputError):
+    pass
+
+
+class RunError(InputError):
+    pass
+
+
+class CheckFailed(LuthierError):
+    exit_status = 1
+
+
+class Stopped(LuthierError):
+    exit_status = 3
