@@ -1,0 +1,201 @@
+"""Conversations to tokens: the one place that renders a chat template and the only writer of labels.
+
+Training, evaluation and chat all send a prompt through `Renderer.prompt_ids`, so what is trained is what is asked.
+
+A label belongs to a token that the model would have to generate: what the template adds after the generation
+prompt, up to and including the end-of-turn token, and not the line break that some templates put behind it.
+
+    <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n   Hello!<|im_end|>   \\n
+    └────────────── prompt: label -100 ──────────────────────┘ └─── trained ──┘   └ never trained
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from luthier.data.conversation import Conversation, Message, Source
+from luthier.errors import DataError, ModelError, Problem
+
+IGNORE = -100
+"""The label of a token that is not trained (PyTorch's `ignore_index`)."""
+
+# Put inside a special token's text where it stands in a message, so that the tokenizer reads plain text there.
+# U+FDD0 is a Unicode noncharacter, set aside for a program's own use: no text holds it by right.
+_SPLIT = "\ufdd0"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training sequence: `input_ids` [T] and `labels` [T], -100 where nothing is learned."""
+
+    input_ids: list[int]
+    labels: list[int]
+    source: Source
+    cut: bool = False
+
+    @property
+    def num_labels(self) -> int:
+        return sum(label != IGNORE for label in self.labels)
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the first trained one."""
+        return next((i for i, label in enumerate(self.labels) if label != IGNORE), len(self.labels))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One assistant turn as tokens: what is sent, and what the model should answer, end-of-turn token included."""
+
+    prompt_ids: list[int]
+    answer_ids: list[int]
+
+
+class Renderer:
+    """Turns messages into tokens with a tokenizer's chat template.
+
+    Args:
+        tokenizer: a transformers tokenizer whose `chat_template` is set.
+        thinking: `enable_thinking` for templates that know it; None where the template does not.
+        stop_ids: extra ids that end an answer (from the model's generation config).
+
+    Raises:
+        ModelError: the template never emits an end-of-turn token, or its prompt is not the beginning of what it
+            renders with the answer, so that labels would be a guess.
+    """
+
+    def __init__(self, tokenizer: Any, *, thinking: bool | None = None, stop_ids: Sequence[int] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.thinking = thinking
+        self._special = sorted(
+            {str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special} | set(tokenizer.all_special_tokens),
+            key=len,
+            reverse=True,
+        )
+        self.end_of_turn_id = self._find_end_of_turn()
+        self.stop_ids = sorted({self.end_of_turn_id, *stop_ids, *_as_list(tokenizer.eos_token_id)})
+
+    # --- what is sent ---------------------------------------------------------------------------------------
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The prompt that makes the model answer `messages`, as text."""
+        return self._render(messages, add_generation_prompt=True).replace(_SPLIT, "")
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt that makes the model answer `messages`, as tokens [P]: the same in training, chat and evaluation."""
+        return self._encode(self._render(messages, add_generation_prompt=True))
+
+    # --- what is trained ------------------------------------------------------------------------------------
+
+    def examples(self, conversation: Conversation, train_on: Literal["all", "last"] = "all") -> list[Example]:
+        """The training sequences of one conversation.
+
+        Turns share one sequence where the template renders a later prompt as a continuation of the earlier text.
+        Where it does not (Qwen3 drops the thinking of earlier turns), each trained turn gets a sequence of its own,
+        since only that is what the model is asked when it serves.
+        """
+        if conversation.messages[0].role == "text":
+            ids = self._encode(self._guard(conversation.messages[0].content)) + [self.end_of_turn_id]
+            return [Example(ids, list(ids), conversation.source)]
+
+        examples: list[Example] = []
+        for index in self._trained_turns(conversation, train_on):
+            turn = self.turn(conversation, index)
+            ids = turn.prompt_ids + turn.answer_ids
+            labels = [IGNORE] * len(turn.prompt_ids) + turn.answer_ids
+            previous = examples[-1] if examples else None
+            if previous is not None and turn.prompt_ids[: len(previous.input_ids)] == previous.input_ids:
+                labels[: len(previous.labels)] = previous.labels
+                examples.pop()
+            examples.append(Example(ids, labels, conversation.source))
+        return examples
+
+    def turn(self, conversation: Conversation, index: int) -> Turn:
+        """Tokens of the assistant turn at `index`, as if the conversation ended there."""
+        messages = conversation.messages
+        prompt = self._render(messages[:index], add_generation_prompt=True)
+        full = self._render(messages[: index + 1], add_generation_prompt=False)
+        if not full.startswith(prompt):
+            raise ModelError(self._unstable(conversation, index, prompt, full))
+        prompt_ids, full_ids = self._encode(prompt), self._encode(full)
+        answer_ids = full_ids[len(prompt_ids) :]
+        if full_ids[: len(prompt_ids)] != prompt_ids:  # the tokenizer merged across the border: serving cannot
+            answer_ids = self._encode(full[len(prompt) :])
+        if self.end_of_turn_id not in answer_ids:
+            raise ModelError(_no_end_of_turn(str(conversation.source)))
+        last = len(answer_ids) - 1 - answer_ids[::-1].index(self.end_of_turn_id)
+        return Turn(prompt_ids, answer_ids[: last + 1])
+
+    @staticmethod
+    def _trained_turns(conversation: Conversation, train_on: Literal["all", "last"]) -> list[int]:
+        turns = [i for i, m in enumerate(conversation.messages) if m.role == "assistant"]
+        chosen = turns if train_on == "all" else turns[-1:]
+        return [i for i in chosen if conversation.messages[i].train]
+
+    # --- the template -----------------------------------------------------------------------------------------
+
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        raw = []
+        for message in messages:
+            item = {"role": message.role, "content": self._guard(message.content)}
+            if message.reasoning is not None:
+                item["reasoning_content"] = self._guard(message.reasoning)
+            raw.append(item)
+        options = {} if self.thinking is None else {"enable_thinking": self.thinking}
+        text = self.tokenizer.apply_chat_template(
+            raw, tokenize=False, add_generation_prompt=add_generation_prompt, **options
+        )
+        return str(text)
+
+    def _guard(self, content: str) -> str:
+        """A special token written in a message stays text: it is split in two, and cannot forge a turn."""
+        if _SPLIT in content:
+            raise DataError(
+                Problem(f"text {content[:40]!r}", "holds U+FDD0, which is not a character of any language", "remove it")
+            )
+        for token in self._special:
+            if token in content:
+                content = content.replace(token, token[0] + _SPLIT + token[1:])
+        return content
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for piece in text.split(_SPLIT):
+            ids += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _find_end_of_turn(self) -> int:
+        """The token a template puts right behind an answer."""
+        marker = "Luthier"
+        full = self._render([Message("user", "Hello"), Message("assistant", marker)], add_generation_prompt=False)
+        behind = self._encode(full[full.rindex(marker) + len(marker) :]) if marker in full else []
+        special = set(self.tokenizer.convert_tokens_to_ids(self._special))
+        found = next((i for i in behind if i in special), None)
+        if found is None:
+            raise ModelError(_no_end_of_turn("chat template"))
+        return found
+
+    def _unstable(self, conversation: Conversation, index: int, prompt: str, full: str) -> Problem:
+        same = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full)))
+        return Problem(
+            f"chat template, turn {index + 1} of {conversation.source}",
+            f"the prompt {prompt[same : same + 40]!r} is not how the text with the answer goes on "
+            f"({full[same : same + 40]!r}), so which tokens to train would be a guess",
+            "set model.thinking to true or false, or name another template: model.chat_template: chatml",
+        )
+
+
+def _no_end_of_turn(where: str) -> Problem:
+    return Problem(
+        where,
+        "the template puts no end-of-turn token behind an answer: the model would never learn to stop",
+        "name a template that does: model.chat_template: chatml, or a Jinja file that ends each answer with eos_token",
+    )
+
+
+def _as_list(value: int | list[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,83 @@
+"""Two ways from examples to the same loss: flat, and the plain twin it is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from luthier.data.render import IGNORE, Example
+from luthier.engine import attention
+from luthier.engine.layout import flatten, shared_prefix
+
+
+class Engine(Protocol):
+    name: str
+
+    def loss_sum(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        """Cross-entropy summed over the examples' labels, a float32 scalar. Normalising is the step's business."""
+        ...
+
+    def cost(self, examples: Sequence[Example]) -> int:
+        """Tokens that the linear layers compute for these examples in one micro-batch."""
+        ...
+
+
+class FlatEngine:
+    """No padded token in any linear layer, a shared prefix computed once, logits only where there is a label.
+
+    Args:
+        share: whether a prefix shared by all rows of a micro-batch is computed once. The gradient is the same at
+            dropout 0; above it, one dropout mask would be drawn for all rows, so it is left off.
+    """
+
+    name = "flat"
+
+    def __init__(self, *, share: bool = True) -> None:
+        self.share = share
+
+    def loss_sum(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        batch = flatten(examples, share=self.share)
+        device = next(model.parameters()).device
+        logits = model(
+            input_ids=batch.input_ids.to(device),
+            position_ids=batch.position_ids.to(device),
+            layout=batch.layout,
+            logits_to_keep=batch.predict_at.to(device),
+            use_cache=False,
+        ).logits[0]
+        return cross_entropy(logits.float(), batch.targets.to(device), reduction="sum")
+
+    def cost(self, examples: Sequence[Example]) -> int:
+        prefix = shared_prefix(examples) if self.share else 0
+        return prefix + sum(len(e.input_ids) - prefix for e in examples)
+
+
+class PlainEngine:
+    """Stock transformers: rows padded to the longest, a mask, logits everywhere. The reference."""
+
+    name = "plain"
+
+    def loss_sum(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        length = max(len(e.input_ids) for e in examples)
+        device = next(model.parameters()).device
+        input_ids = torch.tensor([e.input_ids + [0] * (length - len(e.input_ids)) for e in examples], device=device)
+        labels = torch.tensor([e.labels + [IGNORE] * (length - len(e.labels)) for e in examples], device=device)
+        mask = torch.tensor([[1] * len(e.input_ids) + [0] * (length - len(e.input_ids)) for e in examples], device=device)
+        logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+        return cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
+        )
+
+    def cost(self, examples: Sequence[Example]) -> int:
+        return len(examples) * max(len(e.input_ids) for e in examples)
+
+
+def set_attention(model: nn.Module, engine: Engine) -> None:
+    """Points this model instance's attention at what the engine needs."""
+    if engine.name == "flat":
+        attention.register()
+    model.set_attn_implementation(attention.NAME if engine.name == "flat" else "sdpa")
