@@ -18,6 +18,8 @@ from typing import Any, Literal
 from luthier.data.conversation import Conversation, Message, Source
 from luthier.errors import DataError, ModelError, Problem
 
+TrainOn = Literal["all", "last"]
+
 IGNORE = -100
 """The label of a token that is not trained (PyTorch's `ignore_index`)."""
 
@@ -89,47 +91,65 @@ class Renderer:
 
     # --- what is trained ------------------------------------------------------------------------------------
 
-    def examples(self, conversation: Conversation, train_on: Literal["all", "last"] = "all") -> list[Example]:
-        """The training sequences of one conversation.
+    def examples(self, conversation: Conversation, train_on: TrainOn = "all") -> list[Example]:
+        """The training sequences of one conversation. See `examples_of_all`."""
+        return self.examples_of_all([conversation], train_on)[0]
+
+    def examples_of_all(self, conversations: Sequence[Conversation], train_on: TrainOn = "all") -> list[list[Example]]:
+        """The training sequences of each conversation; all texts are encoded in one parallel call.
 
         Turns share one sequence where the template renders a later prompt as a continuation of the earlier text.
         Where it does not (Qwen3 drops the thinking of earlier turns), each trained turn gets a sequence of its own,
         since only that is what the model is asked when it serves.
+
+        Raises ModelError with every turn that cannot be labelled.
         """
-        if conversation.messages[0].role == "text":
-            ids = self._encode(self._guard(conversation.messages[0].content)) + [self.end_of_turn_id]
-            return [Example(ids, list(ids), conversation.source)]
+        texts = [self._texts(conversation, train_on) for conversation in conversations]
+        encoded = iter(self._encode_all([text for turns in texts for pair in turns for text in pair]))
+        problems: list[Problem] = []
+        found: list[list[Example]] = []
+        for conversation, turns in zip(conversations, texts, strict=True):
+            examples: list[Example] = []
+            for prompt, full in turns:
+                ids = next(encoded), next(encoded)
+                try:
+                    _append(examples, self._turn(conversation.source, (prompt, full), ids), conversation.source)
+                except ModelError as error:
+                    problems += error.problems
+            found.append(examples)
+        if problems:
+            more = [Problem("and", f"{len(problems) - 20} more turns", "the same")] if len(problems) > 20 else []
+            raise ModelError(*problems[:20], *more)
+        return found
 
-        examples: list[Example] = []
-        for index in self._trained_turns(conversation, train_on):
-            turn = self.turn(conversation, index)
-            ids = turn.prompt_ids + turn.answer_ids
-            labels = [IGNORE] * len(turn.prompt_ids) + turn.answer_ids
-            previous = examples[-1] if examples else None
-            if previous is not None and turn.prompt_ids[: len(previous.input_ids)] == previous.input_ids:
-                labels[: len(previous.labels)] = previous.labels
-                examples.pop()
-            examples.append(Example(ids, labels, conversation.source))
-        return examples
-
-    def turn(self, conversation: Conversation, index: int) -> Turn:
-        """Tokens of the assistant turn at `index`, as if the conversation ended there."""
+    def _texts(self, conversation: Conversation, train_on: TrainOn) -> list[tuple[str, str]]:
+        """For each trained turn: the prompt, and the text that ends with the answer."""
         messages = conversation.messages
-        prompt = self._render(messages[:index], add_generation_prompt=True)
-        full = self._render(messages[: index + 1], add_generation_prompt=False)
+        if messages[0].role == "text":
+            return [("", self._guard(messages[0].content) + self.tokenizer.convert_ids_to_tokens(self.end_of_turn_id))]
+        return [
+            (
+                self._render(messages[:index], add_generation_prompt=True),
+                self._render(messages[: index + 1], add_generation_prompt=False),
+            )
+            for index in self._trained_turns(conversation, train_on)
+        ]
+
+    def _turn(self, source: Source, texts: tuple[str, str], encoded: tuple[list[int], list[int]]) -> Turn:
+        """The tokens of one turn, its labels' border checked."""
+        (prompt, full), (prompt_ids, full_ids) = texts, encoded
         if not full.startswith(prompt):
-            raise ModelError(self._unstable(conversation, index, prompt, full))
-        prompt_ids, full_ids = self._encode(prompt), self._encode(full)
+            raise ModelError(_unstable(source, prompt, full))
         answer_ids = full_ids[len(prompt_ids) :]
         if full_ids[: len(prompt_ids)] != prompt_ids:  # the tokenizer merged across the border: serving cannot
             answer_ids = self._encode(full[len(prompt) :])
         if self.end_of_turn_id not in answer_ids:
-            raise ModelError(_no_end_of_turn(str(conversation.source)))
+            raise ModelError(_no_end_of_turn(str(source)))
         last = len(answer_ids) - 1 - answer_ids[::-1].index(self.end_of_turn_id)
         return Turn(prompt_ids, answer_ids[: last + 1])
 
     @staticmethod
-    def _trained_turns(conversation: Conversation, train_on: Literal["all", "last"]) -> list[int]:
+    def _trained_turns(conversation: Conversation, train_on: TrainOn) -> list[int]:
         turns = [i for i, m in enumerate(conversation.messages) if m.role == "assistant"]
         chosen = turns if train_on == "all" else turns[-1:]
         return [i for i in chosen if conversation.messages[i].train]
@@ -161,10 +181,14 @@ class Renderer:
         return content
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for piece in text.split(_SPLIT):
-            ids += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
-        return ids
+        return self._encode_all([text])[0]
+
+    def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text. Its pieces around `_SPLIT` are encoded apart, so no special token forms there."""
+        pieces = [text.split(_SPLIT) for text in texts]
+        flat = [piece for some in pieces for piece in some]
+        ids = iter(self.tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else [])
+        return [[token for _ in some for token in next(ids)] for some in pieces]
 
     def _find_end_of_turn(self) -> int:
         """The token a template puts right behind an answer."""
@@ -177,14 +201,26 @@ class Renderer:
             raise ModelError(_no_end_of_turn("chat template"))
         return found
 
-    def _unstable(self, conversation: Conversation, index: int, prompt: str, full: str) -> Problem:
-        same = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full)))
-        return Problem(
-            f"chat template, turn {index + 1} of {conversation.source}",
-            f"the prompt {prompt[same : same + 40]!r} is not how the text with the answer goes on "
-            f"({full[same : same + 40]!r}), so which tokens to train would be a guess",
-            "set model.thinking to true or false, or name another template: model.chat_template: chatml",
-        )
+
+def _append(examples: list[Example], turn: Turn, source: Source) -> None:
+    """Adds a turn, as the continuation of the sequence before it where its prompt is one."""
+    ids = turn.prompt_ids + turn.answer_ids
+    labels = [IGNORE] * len(turn.prompt_ids) + turn.answer_ids
+    previous = examples[-1] if examples else None
+    if previous is not None and ids[: len(previous.input_ids)] == previous.input_ids:
+        labels[: len(previous.labels)] = previous.labels
+        examples.pop()
+    examples.append(Example(ids, labels, source))
+
+
+def _unstable(source: Source, prompt: str, full: str) -> Problem:
+    same = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full)))
+    return Problem(
+        f"chat template, {source}",
+        f"the prompt goes on with {prompt[same : same + 40]!r} and the text with the answer with "
+        f"{full[same : same + 40]!r}, so which tokens to train would be a guess",
+        "set model.thinking to true or false, or name another template: model.chat_template: chatml",
+    )
 
 
 def _no_end_of_turn(where: str) -> Problem:

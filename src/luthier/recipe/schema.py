@@ -134,7 +134,8 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _expand_short_forms(cls, raw: Any) -> Any:
+    def expand_short_forms(cls, raw: Any) -> Any:
+        """`model: REF` → `model: {ref: REF}`, and so on. Anything else stays as it is, for the checks to name."""
         if not isinstance(raw, dict):
             return raw
         raw = dict(raw)

@@ -1,0 +1,123 @@
+"""Adapters on a model: attach, save with all that serving needs, load again."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.data.render import Renderer
+from luthier.errors import ModelError, Problem
+from luthier.recipe.schema import AdapterSettings
+
+CARD = "luthier.json"
+"""Beside the adapter: base model and its identity, system prompt, thinking mode, stop tokens."""
+
+
+def linear_names(model: Any) -> list[str]:
+    """The names of the language model's linear layers, without head and vision tower, as PEFT's `target_modules`.
+
+    Last parts of names (`q_proj`) where those are the language model's alone, full names where another part of the
+    model has layers of the same name.
+    """
+    from torch import nn
+
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    mine = {id(m) for m in decoder.modules() if isinstance(m, nn.Linear) and m is not head}
+    named = [(name, id(m) in mine) for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    full = [name for name, own in named if own]
+    last = {name.rpartition(".")[2] for name in full}
+    if any(name.rpartition(".")[2] in last for name, own in named if not own):
+        return sorted(full)
+    return sorted(last)
+
+
+def attach(model: Any, settings: AdapterSettings) -> Any:
+    """A PeftModel with a fresh LoRA adapter in float32. Raises ModelError for targets that the model does not have."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=_targets(model, settings.targets),
+        ),
+    )
+
+
+def _targets(model: Any, asked: str | Sequence[str]) -> list[str]:
+    if asked == "linear":
+        return linear_names(model)
+    wanted = [asked] if isinstance(asked, str) else list(asked)
+    names = [name for name, _ in model.named_modules()]
+    missing = [t for t in wanted if not any(name == t or name.endswith(f".{t}") for name in names)]
+    if missing:
+        known = sorted({name.rpartition(".")[2] for name in linear_names(model)})
+        raise ModelError(*(_no_target(target, known) for target in missing))
+    return wanted
+
+
+def _no_target(target: str, known: list[str]) -> Problem:
+    near = difflib.get_close_matches(target, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return Problem(f"adapter.targets: {target}", "the model has no such layer", f"{hint}It has: {', '.join(known)}")
+
+
+def identity(folder: Path) -> str:
+    """What a base model is, wherever it lies: SHA-256 over its config and its weight files' names, sizes and headers."""
+    digest = hashlib.sha256()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for key in ("_name_or_path", "_model_name_or_path", "transformers_version", "dtype", "torch_dtype"):
+        config.pop(key, None)
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as handle:
+            header = handle.read(8 + int.from_bytes(handle.read(8), "little"))
+        digest.update(f"{file.name} {file.stat().st_size}".encode() + header)
+    return digest.hexdigest()
+
+
+def save(
+    model: Any, folder: Path, renderer: Renderer, *, base_ref: str, base_folder: Path, system: str | None
+) -> None:
+    """The adapter in PEFT's format, with tokenizer, chat template and `luthier.json`."""
+    model.save_pretrained(folder)
+    renderer.tokenizer.save_pretrained(folder)
+    config_file = folder / "adapter_config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = str(base_folder)
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+    card = {
+        "base": base_ref,
+        "base_identity": identity(base_folder),
+        "system": system,
+        "thinking": renderer.thinking,
+        "stop_ids": renderer.stop_ids,
+    }
+    (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """`luthier.json` of an adapter folder. Raises ModelError where it is missing."""
+    file = folder / CARD
+    if not file.is_file():
+        raise ModelError(Problem(str(folder), f"has no {CARD}: it is not an adapter of Luthier", "name a run's folder"))
+    card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return card
+
+
+def load(model: Any, folder: Path, base_folder: Path) -> Any:
+    """The model with a saved adapter on it. Raises ModelError if the adapter belongs to another base."""
+    from peft import PeftModel
+
+    card = read_card(folder)
+    if card["base_identity"] != identity(base_folder):
+        what = f"was trained on {card['base']}, and {base_folder} holds another model"
+        raise ModelError(Problem(str(folder), what, f"load it on {card['base']}"))
+    return PeftModel.from_pretrained(model, folder)

@@ -1,0 +1,110 @@
+"""A local model folder to a tokenizer and a model. Weights are read as safetensors only."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from luthier.choice import Choice
+from luthier.data.render import Renderer
+from luthier.errors import ModelError, Problem
+from luthier.recipe.schema import ModelSettings
+
+SHIPPED_TEMPLATES = ("chatml", "instruction-response")
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ModelError with everything that keeps this folder from being loaded."""
+    problems = []
+    if not (folder / "config.json").is_file():
+        what = "has no config.json" if folder.is_dir() else "is no folder"
+        problems.append(Problem(str(folder), what, "name the folder of a transformers model, or: luthier fetch REF"))
+    elif not list(folder.glob("*.safetensors")):
+        pickled = [p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pth"), *folder.glob("*.pt"))]
+        what = f"holds only pickled weights ({', '.join(pickled)}), which can run code" if pickled else "has no weights"
+        problems.append(Problem(str(folder), what, "use a model published as safetensors"))
+    if problems:
+        raise ModelError(*problems)
+
+
+def load_tokenizer(folder: Path, settings: ModelSettings) -> Any:
+    """The model's tokenizer with its chat template: the model's own, one we ship, or a file.
+
+    Raises ModelError where there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(_unreadable(folder, "tokenizer", error)) from None
+    if settings.chat_template is not None:
+        tokenizer.chat_template = _template(settings.chat_template)
+    if not tokenizer.chat_template:
+        what = "the tokenizer has no chat template, so it does not say how a conversation is written"
+        fix = f"name one we ship (model.chat_template: {' or '.join(SHIPPED_TEMPLATES)}), or a Jinja file"
+        raise ModelError(Problem(str(folder), what, fix))
+    return tokenizer
+
+
+def _template(name: str) -> str:
+    if name in SHIPPED_TEMPLATES:
+        return (resources.files("luthier.model") / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    if Path(name).is_file():
+        return Path(name).read_text(encoding="utf-8")
+    raise ModelError(
+        Problem(f"model.chat_template: {name}", "is no file", f"we ship {' and '.join(SHIPPED_TEMPLATES)}; or a Jinja file")
+    )
+
+
+def pick_thinking(tokenizer: Any, asked: bool | None) -> Choice[bool | None]:
+    """`enable_thinking` of templates that know it; None where they do not. Raises ModelError if asked in vain."""
+    known = "enable_thinking" in tokenizer.chat_template
+    if asked is not None and not known:
+        what = "the chat template knows no enable_thinking"
+        raise ModelError(Problem(f"model.thinking: {str(asked).lower()}", what, "leave model.thinking out"))
+    if not known:
+        return Choice(None, "the chat template has no thinking mode")
+    if asked is not None:
+        return Choice(asked, "the recipe asks for it")
+    return Choice(False, "rows hold answers, not thinking; set model.thinking: true for rows with reasoning")
+
+
+def make_renderer(folder: Path, tokenizer: Any, thinking: bool | None) -> Renderer:
+    """The renderer of a model, with the stop tokens of its generation config."""
+    file = folder / "generation_config.json"
+    raw = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    stop_ids = raw if isinstance(raw, list) else [] if raw is None else [raw]
+    return Renderer(tokenizer, thinking=thinking, stop_ids=stop_ids)
+
+
+def context_length(folder: Path) -> int | None:
+    """`max_position_embeddings` of the (text) model, or None where the config has none."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+
+
+def load_model(folder: Path, *, dtype: str, device: str, trust_remote_code: bool = False) -> Any:
+    """The model, frozen, in `dtype` on `device`. Raises ModelError for weights that cannot be read."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    check_folder(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except SafetensorError as error:
+        raise ModelError(Problem(str(folder), f"a weight file is damaged: {error}", "fetch it again")) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(_unreadable(folder, "model", error)) from None
+    # Loaded on the CPU first, then moved: direct loading has crashed on gfx1151 (AMD's own advice for that chip).
+    return model.requires_grad_(False).to(device)
+
+
+def _unreadable(folder: Path, part: str, error: Exception) -> Problem:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return Problem(str(folder), f"the {part} cannot be loaded: {reason}", "check the folder, or fetch the model again")
