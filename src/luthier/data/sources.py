@@ -316,7 +316,7 @@ def describe(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, (int, float)):
         return f"the number {value:.6g}" if abs(value) < 1e300 else "a number"
-    kinds = {str: "text", list: "a list", dict: "an object"}
+    kinds: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
     return kinds.get(type(value), f"a {type(value).__name__}")
 
 
