@@ -10,6 +10,7 @@ text               text: a whole document, every token of it trained
 from __future__ import annotations
 
 import difflib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from typing import Any
 
 from luthier.choice import Choice
 from luthier.data.conversation import Conversation, Message, Role, Source
-from luthier.data.sources import Problems, Rows, describe
+from luthier.data.problems import Problems, describe
+from luthier.data.sources import Rows
 from luthier.errors import DataError, Problem
 from luthier.recipe.schema import DataSettings
 
@@ -312,7 +314,7 @@ def _nothing_fits(columns: Counter[str], rows: Rows, settings: DataSettings, all
     what = f"its columns ({_listed(columns)}) fit no format; the nearest is {nearest}, which needs {needed}"
     if settings.format != "auto":
         what = f"its columns ({_listed(columns)}) are not those of data.format {nearest}, which needs {needed}"
-    mapping = ", ".join(f"{name}: {column}" for name, column in proposals[nearest].items())
+    mapping = ", ".join(f"{name}: {_yaml(column)}" for name, column in proposals[nearest].items())
     fix = f"say in the recipe which column is which: data: {{columns: {{{mapping}}}}}"
     if rows.kind in ("csv", "tsv"):
         fix += "; the first line of the file must hold the columns' names"
@@ -330,6 +332,11 @@ def _proposal(chosen: Format, columns: Counter[str], mapping: dict[str, str]) ->
         near = difflib.get_close_matches(name, free, n=1, cutoff=0.75)
         proposed[name] = free[(known or near)[0]] if known or near else "YOUR_COLUMN"
     return proposed
+
+
+def _yaml(column: str) -> str:
+    """Quoted where YAML could read it as something else than text (`no`, `1`, `a: b`)."""
+    return column if column.isidentifier() and len(column) > 3 else json.dumps(column, ensure_ascii=False)
 
 
 def _likeness(chosen: Format, columns: Counter[str], proposal: dict[str, str]) -> float:
