@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from luthier.recipe.schema import Recipe
@@ -68,7 +69,7 @@ def _kind(field: dict[str, Any]) -> str:
     return _KINDS[field["type"]](field)
 
 
-_KINDS = {
+_KINDS: dict[str, Callable[[dict[str, Any]], str]] = {
     "string": lambda field: "text",
     "boolean": lambda field: "`true`, `false`",
     "null": lambda field: "`null`",
