@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import yaml
+
 from luthier.choice import Choice
 from luthier.errors import Problem, RunError
 from luthier.recipe.schema import Recipe
@@ -89,18 +91,16 @@ class RunFolder:
 
         Raises RunError rather than keep an address with a password or a signature in it.
         """
-        import yaml
-
         settings = recipe.model_dump(mode="json")
         secret = next(_addresses_with_secrets(settings), None)
         if secret is not None:
             what = f"{secret} holds a password or key in its address, and the run folder keeps the recipe"
             raise RunError(Problem("recipe", what, "download the file first and give its path"))
-        _replace(self.recipe_file, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1000))
+        text = yaml.dump(settings, Dumper=_ExactDumper, sort_keys=False, allow_unicode=True, width=1000)
+        _replace(self.recipe_file, text)
 
     def read_recipe(self) -> Recipe:
         """The recipe exactly as `write_recipe` got it. Raises RunError."""
-        import yaml
         from pydantic import ValidationError
 
         again = "start the run again from your recipe with --fresh"
@@ -207,6 +207,16 @@ class RunFolder:
             return owner
         return owner if _is_alive(owner["pid"], owner["started"]) else None
 
+
+class _ExactDumper(yaml.SafeDumper):
+    """Quotes and escapes any text that YAML's plain style would fold: PyYAML reads a bare U+0085 back as a space."""
+
+
+def _exact_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_ExactDumper.add_representer(str, _exact_text)
 
 _FILES = ("run.json", "recipe.yaml", "resolved.json", "events.jsonl", "ledger.jsonl", "report.html")
 
