@@ -1,0 +1,329 @@
+"""The run folder: the only code that knows the names of its files. docs/architecture.md shows them with their content.
+
+Everything here is safe to read while the run goes on, and after it was killed at any instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from luthier.choice import Choice
+from luthier.errors import Problem, RunError
+from luthier.recipe.schema import Recipe
+
+Event = dict[str, Any]
+
+
+class RunFolder:
+    """A run on disk. The object alone touches nothing: `create()` makes the folder, `open()` wants an existing run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe_file = self.path / "recipe.yaml"
+        self.resolved_file = self.path / "resolved.json"
+        self.events_file = self.path / "events.jsonl"
+        self.ledger_file = self.path / "ledger.jsonl"
+        self.checkpoints_dir = self.path / "checkpoints"
+        self.adapter_dir = self.path / "adapter"
+        self.report_file = self.path / "report.html"
+        self.record_file = self.path / "run.json"
+        self._lock_file = self.path / "run.lock"
+        self._owner_file = self.path / "running.json"
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """An existing run. Raises RunError that names the runs beside it."""
+        run = cls(path)
+        if not run.recipe_file.is_file():
+            beside = [other.name for other in list_runs(run.path.parent)]
+            known = f"choose one of {', '.join(beside)} in {run.path.parent}" if beside else "train one: luthier train"
+            raise RunError(Problem(str(path), "there is no run here (no recipe.yaml)", known))
+        return run
+
+    def create(self) -> RunFolder:
+        """Make the folder, or take up a run that is already there.
+
+        Raises RunError where it would mix with other files, is a file, or cannot be written.
+        """
+        other = f"give the run a folder of its own: --set output={self.path}-2"
+        if self.path.is_dir() and any(self.path.iterdir()) and not self._is_run():
+            raise RunError(Problem(str(self.path), "the folder holds files that are not a run", other))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what = f"the folder cannot be made: {error.strerror or error}"
+            raise RunError(Problem(str(self.path), what, other)) from None
+        if not os.access(self.path, os.W_OK):
+            raise RunError(Problem(str(self.path), "the folder cannot be written", other))
+        return self
+
+    def clear(self) -> None:
+        """Remove what a run wrote (`--fresh`), and nothing else that lies in the folder."""
+        for name in _FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for folder in (self.checkpoints_dir, self.adapter_dir):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _is_run(self) -> bool:
+        return self.recipe_file.exists() or self._lock_file.exists()
+
+    # What was asked, and what was chosen.
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Every setting, defaults too: a later Luthier with other defaults reads the same run.
+
+        Raises RunError rather than keep an address with a password or a signature in it.
+        """
+        settings = recipe.model_dump(mode="json")
+        secret = next(_addresses_with_secrets(settings), None)
+        if secret is not None:
+            what = f"{secret} holds a password or key in its address, and the run folder keeps the recipe"
+            raise RunError(Problem("recipe", what, "download the file first and give its path"))
+        text = yaml.dump(settings, Dumper=_ExactDumper, sort_keys=False, allow_unicode=True, width=1000)
+        _replace(self.recipe_file, text)
+
+    def read_recipe(self) -> Recipe:
+        """The recipe exactly as `write_recipe` got it. Raises RunError."""
+        from pydantic import ValidationError
+
+        again = "start the run again from your recipe with --fresh"
+        try:
+            return Recipe.model_validate(yaml.safe_load(self.recipe_file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise RunError(Problem(str(self.path), "there is no run here (no recipe.yaml)", "luthier runs")) from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RunError(Problem(str(self.recipe_file), f"not readable as YAML: {error}", again)) from None
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise RunError(Problem(str(self.recipe_file), f"not a recipe of this Luthier: {wrong}", again)) from None
+
+    def write_resolved(self, choices: Mapping[str, Choice[Any]]) -> None:
+        rows = [{"setting": setting, **vars(choice)} for setting, choice in choices.items()]
+        _replace(self.resolved_file, _to_json(rows, indent=2))
+
+    def read_resolved(self) -> dict[str, Choice[Any]]:
+        """Empty where the run has not come that far."""
+        rows = _read_json(self.resolved_file) or []
+        return {row["setting"]: Choice(row["value"], row["reason"]) for row in rows}
+
+    # What happened.
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Append one event, stamped with the time unless it has one, and flush it."""
+        line = _to_json({"time": time.time(), **event}).encode() + b"\n"
+        with self.events_file.open("ab+") as file:
+            _mend_end(file)
+            file.write(line)
+
+    def events(self) -> list[Event]:
+        """All events in the order they were written. A line that was being written when the run died is left out.
+
+        Raises RunError for damage anywhere else.
+        """
+        try:
+            *lines, last = self.events_file.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return []
+        if _parse(last) is not None:
+            lines.append(last)
+        found = [_parse(line) for line in lines]
+        damaged = [number for number, event in enumerate(found, 1) if event is None]
+        if damaged:
+            what = f"line {damaged[0]} is damaged and cannot be read"
+            raise RunError(Problem(str(self.events_file), what, "delete that line, or start again with --fresh"))
+        return [event for event in found if event is not None]
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Write run.json, whole or not at all. Its presence means that the run is finished: write it last."""
+        _replace(self.record_file, _to_json(record, indent=2))
+
+    def record(self) -> dict[str, Any] | None:
+        """run.json, or None while the run is not finished. Raises RunError where it cannot be read."""
+        return _read_json(self.record_file)  # type: ignore[no-any-return]
+
+    # Where it stands.
+
+    def state(self) -> str:
+        """Where it stands: empty, not started, running (pid N), finished; or how it ended early, and at which step.
+
+        "stopped" was asked for, "failed" met an error, "interrupted" was killed or lost its power.
+        """
+        if self.record_file.exists():
+            return "finished"
+        owner = self._owner()
+        if owner is not None:
+            elsewhere = "" if owner["host"] == socket.gethostname() else f" on {owner['host']}"
+            return f"running (pid {owner['pid']}{elsewhere})"
+        past = timeline(self.events())
+        if not past:
+            return "not started" if self.recipe_file.exists() else "empty"
+        how = {"stop": "stopped", "fail": "failed"}.get(past[-1]["event"], "interrupted")
+        return f"{how} at step {past[-1].get('step', 0)}"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run folder for this process. Raises RunError that names the process which already holds it.
+
+        The operating system holds the lock, so that of a dead process is free. running.json only says whose it is.
+        """
+        import filelock
+
+        lock = filelock.FileLock(self._lock_file)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            owner = self._owner()
+            who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
+            fix = "wait for it, stop it with Ctrl-C there, or choose another output folder"
+            raise RunError(Problem(str(self.path), f"this run is in use by {who}", fix)) from None
+        try:
+            _replace(self._owner_file, _to_json(_this_process()))
+            yield
+        finally:
+            self._owner_file.unlink(missing_ok=True)
+            lock.release()
+
+    def _owner(self) -> dict[str, Any] | None:
+        """Who holds the lock, or None where that process is gone. One on another host is taken at its word."""
+        owner: dict[str, Any] | None = _read_json(self._owner_file)
+        if owner is None or owner["host"] != socket.gethostname():
+            return owner
+        return owner if _is_alive(owner["pid"], owner["started"]) else None
+
+
+class _ExactDumper(yaml.SafeDumper):
+    """Quotes and escapes any text that YAML's plain style would fold: PyYAML reads a bare U+0085 back as a space."""
+
+
+def _exact_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_ExactDumper.add_representer(str, _exact_text)
+
+_FILES = ("run.json", "recipe.yaml", "resolved.json", "events.jsonl", "ledger.jsonl", "report.html")
+
+
+def list_runs(folder: Path) -> list[RunFolder]:
+    """The runs directly inside `folder`, by name."""
+    return [RunFolder(recipe.parent) for recipe in sorted(folder.glob("*/recipe.yaml"))]
+
+
+def timeline(events: list[Event]) -> list[Event]:
+    """The events that count: what a run did after its last checkpoint is done again when it goes on from there.
+
+    steps 1 2 3 4 5, killed; goes on from step 3: 4 5 6   ->   1 2 3 (start) 4 5 6
+    """
+    kept: list[Event] = []
+    for event in events:
+        if event["event"] == "start":
+            kept = [before for before in kept if before.get("step", 0) <= event["step"]] if event["resumed"] else []
+        kept.append(event)
+    return kept
+
+
+_SECRET_ADDRESS = re.compile(
+    r"https?://([^/@\s]+@|\S*[?&]([^=&]*(token|key|secret|signature|password)|sig)=)", re.IGNORECASE
+)
+
+
+def _addresses_with_secrets(value: Any) -> Iterator[str]:
+    """The hosts of web addresses that carry a secret, anywhere in the settings."""
+    if isinstance(value, str) and _SECRET_ADDRESS.match(value):
+        yield urlsplit(value).hostname or "an address"
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _addresses_with_secrets(item)
+
+
+def _this_process() -> dict[str, Any]:
+    import psutil
+
+    return {"pid": os.getpid(), "started": psutil.Process().create_time(), "host": socket.gethostname()}
+
+
+def _is_alive(pid: int, started: float) -> bool:
+    """Whether that very process lives; a later one may have got its number. Clocks are set by a second or two."""
+    import psutil
+
+    try:
+        return abs(psutil.Process(pid).create_time() - started) < 5
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(_finite(value), ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity, which JSON does not have, as null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        fix = "the file was changed by hand or the disk is damaged; start again with --fresh"
+        raise RunError(Problem(str(file), f"not readable as JSON: {error}", fix)) from None
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file whole or not at all, and have it on disk on return."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _parse(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _mend_end(file: Any) -> None:
+    """Make the file end with a whole line: a killed process may have left part of one behind."""
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return
+    file.seek(size - 1)
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    whole, _, rest = file.read().rpartition(b"\n")
+    if _parse(rest) is not None:
+        file.write(b"\n")
+    else:
+        file.truncate(len(whole) + 1 if whole else 0)
