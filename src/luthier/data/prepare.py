@@ -1,0 +1,209 @@
+"""The whole way from data references to examples, with a ledger of every row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from luthier.choice import Choice
+from luthier.data.conversation import Conversation, Message
+from luthier.data.formats import convert
+from luthier.data.ledger import Entry, Ledger
+from luthier.data.render import Example, Renderer
+from luthier.data.sources import read_rows
+from luthier.data.split import find_duplicates, split
+from luthier.data.tokens import tokenize
+from luthier.errors import DataError, Problem
+from luthier.hub.cache import cache_dir
+from luthier.hub.fetch import fetch_data
+from luthier.recipe.schema import DataSettings
+
+LONGEST = 4096  # tokens; longer only when asked for, since memory grows with it
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Rows ready to train. `heldout` [i] are the sequences of `heldout_conversations` [i]."""
+
+    train: list[Example]
+    heldout: list[list[Example]]
+    heldout_conversations: list[Conversation]
+    ledger: Ledger
+    files: list[dict[str, Any]]
+    unused_columns: list[str]
+    rows: int
+    """Rows trained: several sequences may come from one."""
+
+    @property
+    def heldout_examples(self) -> list[Example]:
+        return [example for some in self.heldout for example in some]
+
+
+def pick_max_length(settings: DataSettings, context_length: int | None) -> Choice[int]:
+    """Longest sequence, in tokens. Raises DataError for more than the model can take."""
+    if settings.max_length == "auto":
+        if context_length is not None and context_length < LONGEST:
+            return Choice(context_length, "the model takes no more")
+        return Choice(LONGEST, "longer rows need data.max_length, as memory grows with them")
+    if context_length is not None and settings.max_length > context_length:
+        what = f"{settings.max_length} tokens, and the model takes {context_length}"
+        raise DataError(Problem("data.max_length", what, f"set it to {context_length} or less"))
+    return Choice(settings.max_length, "the recipe asks for it")
+
+
+def prepare(settings: DataSettings, renderer: Renderer, *, max_length: int, seed: int) -> Prepared:
+    """Reads, converts, splits and renders the rows. Raises DataError, ModelError or HubError with all problems."""
+    references = [settings.train] if isinstance(settings.train, str) else settings.train
+    conversations, files, unused = _read(references, settings)
+    own_heldout, heldout_files, _ = _read([settings.heldout], settings) if settings.heldout else ([], [], [])
+
+    repeats = find_duplicates(conversations)
+    ledger = Ledger(repeats.conflicts)
+    ledger.open(c.source for c in (*conversations, *own_heldout))
+    if settings.duplicates == "drop":
+        conversations = repeats.unique
+        for conversation, first in repeats.repeats:
+            ledger.add(Entry(conversation.source, "duplicate", "repeats an earlier row", f"as {first}"))
+    if settings.heldout:
+        train, heldout = conversations, _unseen(own_heldout, conversations, ledger)
+    else:
+        train, heldout = split(conversations, settings.holdout, seed)
+
+    fit = _Fit(renderer, settings, max_length, ledger)
+    train_examples = fit.examples(train, "used")
+    heldout_examples = fit.examples(heldout, "heldout")
+    fit.raise_any()
+    ledger.check()
+    if not train_examples:
+        raise DataError(Problem(", ".join(references), "no row is left to train on", f"see why: {_main_reason(ledger)}"))
+    return Prepared(
+        train=[example for _, some in train_examples for example in some],
+        heldout=[some for _, some in heldout_examples],
+        heldout_conversations=[conversation for conversation, _ in heldout_examples],
+        ledger=ledger,
+        files=files + heldout_files,
+        unused_columns=unused,
+        rows=len(train_examples),
+    )
+
+
+def _read(
+    references: Sequence[str], settings: DataSettings
+) -> tuple[list[Conversation], list[dict[str, Any]], list[str]]:
+    conversations: list[Conversation] = []
+    files: list[dict[str, Any]] = []
+    unused: dict[str, None] = {}
+    problems: list[Problem] = []
+    for path in [path for reference in references for path in fetch_data(reference)]:
+        try:
+            rows = read_rows(path)
+            converted = convert(rows, settings)
+        except DataError as error:
+            problems += error.problems
+            continue
+        conversations += converted.conversations
+        unused.update(dict.fromkeys(converted.unused))
+        fact = {"path": str(path), "sha256": rows.sha256, "kind": rows.kind, "encoding": rows.encoding}
+        files.append({**fact, "format": converted.format.value, "why": converted.format.reason, "rows": len(rows.rows)})
+    if problems:
+        raise DataError(*problems)
+    return conversations, files, list(unused)
+
+
+def _unseen(heldout: list[Conversation], train: list[Conversation], ledger: Ledger) -> list[Conversation]:
+    """The rows of a held-out file whose prompt is not trained on: a seen one would flatter the loss."""
+    seen = {conversation.prompt for conversation in train}
+    for conversation in heldout:
+        if conversation.prompt in seen:
+            ledger.add(Entry(conversation.source, "dropped", "a held-out row whose prompt is also in training"))
+    return [conversation for conversation in heldout if conversation.prompt not in seen]
+
+
+class _Fit:
+    """Renders conversations and decides about those that are too long; writes every row's outcome into the ledger."""
+
+    def __init__(self, renderer: Renderer, settings: DataSettings, max_length: int, ledger: Ledger) -> None:
+        self.renderer, self.settings, self.max_length, self.ledger = renderer, settings, max_length, ledger
+        self.problems: list[Problem] = []
+
+    def examples(
+        self, conversations: list[Conversation], outcome: Any
+    ) -> list[tuple[Conversation, list[Example]]]:
+        """The conversations that stay, with their sequences."""
+        rendered = tokenize(self.renderer, conversations, self.settings.train_on, cache_dir() / "tokens")
+        kept = []
+        for conversation, examples in zip(conversations, rendered, strict=True):
+            fitted, entry = self._fit(conversation, examples, outcome)
+            self.ledger.add(entry)
+            if fitted:
+                kept.append((conversation, fitted))
+        return kept
+
+    def _fit(self, row: Conversation, examples: list[Example], outcome: Any) -> tuple[list[Example], Entry]:
+        if not examples:
+            return [], Entry(row.source, "dropped", "no turn of it is to be trained")
+        longest = max(len(example.input_ids) for example in examples)
+        if longest <= self.max_length:
+            return examples, Entry(row.source, outcome)
+        too_long = f"longer than {self.max_length:,} tokens"
+        if self.settings.too_long == "error":
+            fix = "raise data.max_length, shorten the row, or set data.too_long: drop or cut_prompt"
+            self.problems.append(Problem(str(row.source), f"{too_long} ({longest:,})", fix))
+        if self.settings.too_long == "cut_prompt":
+            cut = self._cut(row, examples)
+            if cut:
+                detail = f"{longest:,} tokens"
+                return cut, Entry(row.source, outcome, f"prompt cut to {self.max_length:,} tokens", detail, cut=True)
+            too_long = f"its answer alone is {too_long}"
+        return [], Entry(row.source, "dropped", too_long, f"{longest:,} tokens")
+
+    def _cut(self, row: Conversation, examples: list[Example]) -> list[Example]:
+        """The row with the left of its prompt taken away: first whole earlier turns, then the start of the question.
+
+        Plain text, which has no prompt, is cut into pieces instead. Empty where the answer alone is too long.
+        """
+        if row.messages[0].role == "text":
+            return [
+                replace(e, input_ids=e.input_ids[i : i + self.max_length], labels=e.labels[i : i + self.max_length], cut=True)
+                for e in examples
+                for i in range(0, len(e.input_ids), self.max_length)
+            ]
+        system, turns = _head(row.messages)
+        while len(turns) > 2:
+            turns = turns[2:]
+            fitted = self._try(row, (*system, *turns))
+            if fitted:
+                return fitted
+        if len(turns) != 2:
+            return []
+        question, answer = turns
+        low, high = 0, len(question.content)  # the longest tail of the question that fits, by bisection
+        while low < high:
+            middle = (low + high + 1) // 2
+            shorter = replace(question, content=question.content[len(question.content) - middle :])
+            low, high = (middle, high) if self._try(row, (*system, shorter, answer)) else (low, middle - 1)
+        return self._try(row, (*system, replace(question, content=question.content[len(question.content) - low :]), answer))
+
+    def _try(self, row: Conversation, messages: tuple[Message, ...]) -> list[Example]:
+        examples = self.renderer.examples(Conversation(messages, row.source), self.settings.train_on)
+        fits = examples and max(len(e.input_ids) for e in examples) <= self.max_length
+        return [replace(e, cut=True) for e in examples] if fits else []
+
+    def raise_any(self) -> None:
+        if self.problems:
+            shown, more = self.problems[:20], len(self.problems) - 20
+            rest = [Problem("and", f"{more} more rows are too long", "the same")] if more > 0 else []
+            raise DataError(*shown, *rest)
+
+
+def _head(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    start = 1 if messages[0].role == "system" else 0
+    return messages[:start], messages[start:]
+
+
+def _main_reason(ledger: Ledger) -> str:
+    reasons = ledger.reasons()
+    return max(reasons, key=lambda reason: reasons[reason]) if reasons else "the files are empty"
+
+

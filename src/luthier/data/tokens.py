@@ -1,0 +1,80 @@
+"""Conversations to tokens, kept on disk by content: the same rows, template and settings are not rendered twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luthier import console
+from luthier.data.conversation import Conversation
+from luthier.data.render import IGNORE, Example, Renderer, TrainOn
+
+CHUNK = 2000  # conversations rendered at once: enough for a parallel call, few enough for a live progress bar
+
+
+def tokenize(
+    renderer: Renderer, conversations: Sequence[Conversation], train_on: TrainOn, cache: Path | None
+) -> list[list[Example]]:
+    """The examples of each conversation, from `cache` if it holds them. Raises ModelError for turns without labels."""
+    file = cache / f"{_key(renderer, conversations, train_on)}.npz" if cache else None
+    if file is not None and file.is_file():
+        return _read(file, conversations)
+    found: list[list[Example]] = []
+    with console.progress("Rendering rows", len(conversations)) as bar:
+        for start in range(0, len(conversations), CHUNK):
+            chunk = conversations[start : start + CHUNK]
+            found += renderer.examples_of_all(chunk, train_on)
+            bar.advance(len(chunk))
+    if file is not None:
+        _write(file, found)
+    return found
+
+
+def _key(renderer: Renderer, conversations: Sequence[Conversation], train_on: TrainOn) -> str:
+    """Hash of everything that tokens and labels depend on."""
+    digest = hashlib.sha256()
+    tokenizer = renderer.tokenizer
+    for part in ("1", tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, renderer.thinking, train_on):
+        digest.update(json.dumps(part).encode())
+    for conversation in conversations:
+        messages = [(m.role, m.content, m.train, m.reasoning) for m in conversation.messages]
+        digest.update(json.dumps(messages, separators=(",", ":")).encode())
+    return digest.hexdigest()
+
+
+def _write(file: Path, found: list[list[Example]]) -> None:
+    flat = [example for some in found for example in some]
+    arrays: dict[str, Any] = {
+        "per_row": np.array([len(some) for some in found], dtype=np.int32),
+        "lengths": np.array([len(example.input_ids) for example in flat], dtype=np.int32),
+        "input_ids": np.array([i for example in flat for i in example.input_ids], dtype=np.int32),
+        "trained": np.array([label != IGNORE for example in flat for label in example.labels], dtype=np.bool_),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as handle:
+        np.savez(handle, **arrays)
+    temporary.replace(file)
+
+
+def _read(file: Path, conversations: Sequence[Conversation]) -> list[list[Example]]:
+    with np.load(file) as arrays:
+        per_row, lengths = arrays["per_row"].tolist(), arrays["lengths"]
+        borders = lengths.cumsum()[:-1]
+        all_ids = np.split(arrays["input_ids"], borders)
+        all_labels = np.split(np.where(arrays["trained"], arrays["input_ids"], IGNORE), borders)
+    sequences = zip(all_ids, all_labels, strict=True)
+    return [
+        [Example(ids.tolist(), labels.tolist(), conversation.source) for ids, labels in _take(sequences, count)]
+        for conversation, count in zip(conversations, per_row, strict=True)
+    ]
+
+
+def _take(iterator: Any, count: int) -> list[Any]:
+    return [next(iterator) for _ in range(count)]
