@@ -116,7 +116,7 @@ class Ledger:
         counted = Counter((entry.outcome, entry.cut, entry.reason) for entry in self.entries)
         for (outcome, cut, reason), entries in self._examples().items():
             name = f"{outcome}, cut" if cut else outcome
-            places = "; ".join(_place(entry) for entry in entries)
+            places = "\n".join(_place(entry) for entry in entries)
             rows.append((name, f"{counted[outcome, cut, reason]:,}", reason, places))
         console.table(("rows", "count", "why", "for example"), rows, title="Ledger")
         if self.conflicts:
@@ -141,7 +141,9 @@ def _because(entry: Entry) -> str:
 
 
 def _place(entry: Entry) -> str:
-    return f"{entry.source} ({entry.detail})" if entry.detail else str(entry.source)
+    """Short, for a table cell: without the folder."""
+    place = f"{Path(entry.source.file).name}, {entry.source.unit} {entry.source.number}"
+    return f"{place} ({entry.detail})" if entry.detail else place
 
 
 def _conflict_line(conflict: Conflict) -> dict[str, str]:
