@@ -123,12 +123,9 @@ def _with_scheme(text: str, scheme: str, rest: str) -> Bundled | Repo:
         return Bundled(rest)
     if scheme in HUBS and _REPO.fullmatch(rest):
         return Repo(_hub(scheme), rest)
-    what = (
-        f"`{rest}` is not of the form owner/name" if scheme in HUBS else f"`{scheme}:` is no place that Luthier knows"
-    )
-    raise HubError(
-        Problem(text, what, "write bundled:NAME, ms:owner/name, hf:owner/name, owner/name, or a folder's path")
-    )
+    what = f"`{rest}` is not of the form owner/name" if scheme in HUBS else f"Luthier knows no place `{scheme}:`"
+    fix = "write bundled:NAME, ms:owner/name, hf:owner/name, owner/name, or a folder's path"
+    raise HubError(Problem(text, what, fix))
 
 
 def _hub(scheme: str) -> HubName:

@@ -22,7 +22,7 @@ ATTEMPTS = 4
 READ_SECONDS = 30.0
 
 
-class _Interrupted(Exception):
+class _InterruptedError(Exception):
     """The transfer broke off or did not begin; what came is kept and the next attempt goes on from there."""
 
 
@@ -48,15 +48,13 @@ def _fill(url: str, folder: Path) -> Manifest:
 def _download(url: str, target: Path) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return _attempt(url, target)
-        except _Interrupted as error:
-            if attempt == ATTEMPTS:
-                what = (
-                    f"the transfer broke off {ATTEMPTS} times, at last with {without_secrets(error.__cause__ or error)}"
-                )
-                fix = "run the command again: it goes on where it stopped"
-                raise HubError(Problem(shown(url), what, fix)) from error
+            _attempt(url, target)
+            return
+        except _InterruptedError as error:
+            last = error
             time.sleep(0.2 * attempt)
+    what = f"the transfer broke off {ATTEMPTS} times, at last with {without_secrets(last.__cause__ or last)}"
+    raise HubError(Problem(shown(url), what, "run the command again: it goes on where it stopped")) from last
 
 
 def _attempt(url: str, target: Path) -> None:
@@ -72,7 +70,7 @@ def _attempt(url: str, target: Path) -> None:
             _check(url, response)
             _receive(response, incoming, tag, f"fetching {target.name}")
     except requests.RequestException as error:
-        raise _Interrupted from error
+        raise _InterruptedError from error
     incoming.replace(target)
 
 
@@ -88,7 +86,7 @@ def _receive(response: requests.Response, incoming: Path, tag: Path, description
         _copy(response, stream, bar.advance)
     size = incoming.stat().st_size
     if total is not None and size != total:
-        raise _Interrupted(f"{size} of {total} bytes came")
+        raise _InterruptedError(f"{size} of {total} bytes came")
 
 
 def _copy(response: requests.Response, stream: Any, advance: Advance) -> None:
@@ -108,7 +106,7 @@ def _remember(etag: str, tag: Path) -> None:
 def _check(url: str, response: requests.Response) -> None:
     status = response.status_code
     if status >= 500 or status in (408, 416, 429):
-        raise _Interrupted(f"HTTP {status}")
+        raise _InterruptedError(f"HTTP {status}")
     if status in (401, 403):
         fix = "download it in a browser where you are logged in, and give the file's path"
         raise HubError(Problem(shown(url), f"the server does not give it to anonymous users (HTTP {status})", fix))
