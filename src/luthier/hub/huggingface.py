@@ -1,0 +1,123 @@
+"""Hugging Face, through huggingface_hub."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import HubError, Problem
+from luthier.hub.hubs import (
+    Advance,
+    Kind,
+    Listing,
+    RemoteFile,
+    broke_off,
+    out_of_reach,
+    quiet,
+    refused,
+    repo_missing,
+    revision_missing,
+)
+from luthier.hub.refs import HubName
+
+
+class HuggingFace:
+    name: HubName = "hf"
+    title = "Hugging Face"
+    token_variable = "HF_TOKEN"
+    endpoint_variable = "HF_ENDPOINT"
+    default_revision = "main"
+
+    @property
+    def endpoint(self) -> str:
+        # passed on explicitly everywhere: huggingface_hub reads the variable only when it is imported
+        return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+    def listing(self, repo: str, kind: Kind, revision: str) -> Listing:
+        from huggingface_hub import HfApi
+
+        with self._errors(repo, kind, revision):
+            info = HfApi(endpoint=self.endpoint).repo_info(
+                repo, repo_type=kind, revision=revision, files_metadata=True, timeout=30
+            )
+            return Listing(info.sha or revision, tuple(_remote_file(sibling) for sibling in info.siblings or ()))
+
+    def download(
+        self, repo: str, kind: Kind, revision: str, file: RemoteFile, folder: Path, advance: Advance, fresh: bool
+    ) -> None:
+        from huggingface_hub import hf_hub_download
+
+        with self._errors(repo, kind, revision), quiet("huggingface_hub"):
+            hf_hub_download(
+                repo,
+                file.path,
+                repo_type=kind,
+                revision=revision,
+                local_dir=folder,
+                endpoint=self.endpoint,
+                tqdm_class=_bar(advance),
+                force_download=fresh,
+            )
+
+    @contextlib.contextmanager
+    def _errors(self, repo: str, kind: Kind, revision: str) -> Iterator[None]:
+        """huggingface_hub's errors as ours. The order matters: a gated repository is also a missing one there."""
+        import httpx2
+        from huggingface_hub import errors
+
+        try:
+            yield
+        except errors.GatedRepoError as error:
+            raise refused(self, repo, kind, error.response.status_code) from error
+        except errors.RepositoryNotFoundError as error:
+            raise repo_missing(self, repo, kind, may_be_private=error.response.status_code == 401) from error
+        except errors.RevisionNotFoundError as error:
+            raise revision_missing(self, repo, revision) from error
+        except errors.OfflineModeIsEnabled as error:
+            what, fix = "it is not in the cache, and HF_HUB_OFFLINE forbids the network", "unset HF_HUB_OFFLINE"
+            raise HubError(Problem(f"hf:{repo}", what, f"{fix}, or use ms:{repo} or a folder's path")) from error
+        except errors.HfHubHTTPError as error:
+            if error.response.status_code in (401, 403):
+                raise refused(self, repo, kind, error.response.status_code) from error
+            raise broke_off(self, repo, error) from error
+        except httpx2.ConnectError as error:
+            raise out_of_reach(f"hf:{repo}", self) from error
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, httpx2.HTTPError) as error:
+            raise broke_off(self, repo, error) from error
+
+
+def _remote_file(sibling: Any) -> RemoteFile:
+    large = sibling.lfs
+    if large is None:
+        return RemoteFile(sibling.rfilename, sibling.size, git_sha1=sibling.blob_id)
+    return RemoteFile(sibling.rfilename, sibling.size, sha256=large.sha256)
+
+
+def _bar(advance: Advance) -> type:
+    """A stand-in for tqdm that hands each piece's bytes to our own progress display."""
+
+    class Bar:
+        def __init__(self, *_: object, initial: int = 0, **__: object) -> None:
+            advance(initial)
+
+        def update(self, n: int = 1) -> None:
+            advance(n)
+
+        def close(self) -> None:
+            pass
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return lambda *_, **__: None
+
+    return Bar
