@@ -79,9 +79,11 @@ def pick_threads() -> Choice[int]:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked) > 0:
         return Choice(int(asked), "OMP_NUM_THREADS is set")
-    cores, cpus, quota = usable_cores(), len(allowed_cpus()), cpu_quota()
+    cpus, quota = allowed_cpus(), cpu_quota()
+    cores = usable_cores(cpus, quota)
     limit = f", limited to {quota:g} CPUs by the container" if quota is not None else ""
-    return Choice(cores, f"one a physical core: {cores} behind the {cpus} hardware threads this process may use{limit}")
+    reason = f"one a physical core: {cores} behind the {len(cpus)} hardware threads this process may use{limit}"
+    return Choice(cores, reason)
 
 
 def measure_rates(device: str) -> dict[str, float | str]:

@@ -6,8 +6,9 @@ import math
 import os
 from pathlib import Path
 
+from luthier.hardware.cgroup import Cgroups
+
 TOPOLOGY = Path("/sys/devices/system/cpu")
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def allowed_cpus() -> list[int]:
@@ -27,28 +28,19 @@ def physical_cores(cpus: list[int], topology: Path = TOPOLOGY) -> int:
     return min(psutil.cpu_count(logical=False) or len(cpus), len(cpus))
 
 
+def usable_cores(cpus: list[int], quota: float | None, topology: Path = TOPOLOGY) -> int:
+    """Physical cores this process can keep busy, at least one. `quota` as from `cpu_quota()`."""
+    cores = physical_cores(cpus, topology)
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def cpu_quota() -> float | None:
+    """CPUs' worth of time that the container or slice of this process may use; None without a limit."""
+    return Cgroups().cpu_quota()
+
+
 def _siblings(cpu: int, topology: Path) -> str:
     try:
         return (topology / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
     except OSError:
         return ""
-
-
-def cpu_quota(cgroup: Path = CGROUP) -> float | None:
-    """CPUs' worth of time that the container may use (cgroup v2 or v1); None without a limit."""
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-    except OSError:
-        try:
-            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    return None if quota in ("max", "-1") else int(quota) / int(period)
-
-
-def usable_cores(cpus: list[int] | None = None, topology: Path = TOPOLOGY, cgroup: Path = CGROUP) -> int:
-    """Physical cores this process can keep busy, at least one."""
-    cores = physical_cores(allowed_cpus() if cpus is None else cpus, topology)
-    quota = cpu_quota(cgroup)
-    return cores if quota is None else max(1, min(cores, math.ceil(quota)))

@@ -109,7 +109,7 @@ def test_threads_follow_the_users_omp_setting(monkeypatch: pytest.MonkeyPatch) -
 
 def test_threads_are_physical_cores_within_the_containers_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(compute, "usable_cores", lambda: 2)
+    monkeypatch.setattr(compute, "usable_cores", lambda cpus, quota: 2)
     monkeypatch.setattr(compute, "allowed_cpus", lambda: list(range(16)))
     monkeypatch.setattr(compute, "cpu_quota", lambda: 1.5)
     assert compute.pick_threads() == Choice(

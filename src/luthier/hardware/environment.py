@@ -1,0 +1,48 @@
+"""What torch must find in the environment before it is imported. The one place that sets it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import MutableMapping, Sequence
+
+from luthier.choice import Choice
+from luthier.hardware.gpus import find_amd_gpus
+from luthier.hardware.parse import Gpu
+from luthier.hardware.torch_builds import load_table
+
+AOTRITON = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
+
+
+def prepare_torch(
+    environ: MutableMapping[str, str] = os.environ, gpus: Sequence[Gpu] | None = None, torch_version: str | None = None
+) -> dict[str, Choice[str]]:
+    """Set what this machine's torch needs, and return it with reasons, for the caller to show and record.
+
+    Call it before the first `import torch`. A variable that the user has set, to whatever value, is left alone.
+    Does nothing unless the installed torch is a ROCm build.
+    """
+    if "rocm" not in (torch_version or installed_torch()):
+        return {}
+    targets = [gpu.target for gpu in (find_amd_gpus() if gpus is None else gpus)]
+    chosen = {}
+    for gfx in filter(needs_experimental_aotriton, targets):
+        # torch 2.13 computes attention with the slow math kernel on these chips unless it is told that it may use
+        # AOTriton's; ROCm issue 6034 measured a factor of 19 on gfx1151.
+        chosen[AOTRITON] = Choice("1", f"torch has fast attention for {gfx}, but uses it only when asked")
+    for name in chosen.keys() & environ.keys():
+        chosen[name] = Choice(environ[name], "set by you")
+    environ.update({name: choice.value for name, choice in chosen.items()})
+    return chosen
+
+
+def needs_experimental_aotriton(gfx: str) -> bool:
+    return str(load_table()["gfx"].get(gfx, {}).get("aotriton")) == "experimental"
+
+
+def installed_torch() -> str:
+    """The installed torch's version without importing it, "" if there is none."""
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
