@@ -6,6 +6,7 @@
     │   ├── DataError           a data file, row or field
     │   ├── ModelError          weights, tokenizer, chat template or adapter
     │   ├── HubError            a model or data set that cannot be fetched
+    │   ├── TrackerError        a tracker that is asked for and not installed
     │   └── RunError            a run folder: missing, taken, finished, or of another recipe
     ├── CheckFailed         1   Luthier's own check of a result did not hold
     └── Stopped             3   stopped before the end, and resumable
@@ -59,6 +60,10 @@ class ModelError(InputError):
 
 
 class HubError(InputError):
+    pass
+
+
+class TrackerError(InputError):
     pass
 
 

@@ -1,0 +1,36 @@
+"""How much memory this process took and how much is left."""
+
+from __future__ import annotations
+
+import sys
+
+
+def peak_bytes(device: str) -> int:
+    """The most memory this process held so far: on the GPU where it computes there, else in RAM."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but on macOS
+
+
+def available_bytes(device: str) -> int:
+    """Memory that can still be taken on the device."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info()[0]
+    import psutil
+
+    from luthier.hardware.cgroup import Cgroups
+
+    free = int(psutil.virtual_memory().available)
+    room = Cgroups().memory_room()
+    return free if room is None else min(free, room[1])

@@ -1,0 +1,88 @@
+"""Answers from a model: many at once, or one as it is written. Prompts come from the same renderer as training's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from luthier.data.conversation import Message
+from luthier.data.render import Renderer
+
+
+def answer_all(
+    model: Any, renderer: Renderer, prompts: Sequence[Sequence[Message]], *, max_new_tokens: int
+) -> list[str]:
+    """The greedy answer to each prompt, generated together (padded on the left, where a causal mask can hide it)."""
+    if not prompts:
+        return []
+    ids = [renderer.prompt_ids(prompt) for prompt in prompts]
+    width, pad = max(map(len, ids)), renderer.end_of_turn_id
+    input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=model.device)
+    output = _generate(model, renderer, input_ids, mask, max_new_tokens=max_new_tokens, do_sample=False)
+    return [_text(renderer, row[width:].tolist()) for row in output]
+
+
+def stream(
+    model: Any,
+    renderer: Renderer,
+    messages: Sequence[Message],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+) -> Iterator[str]:
+    """Pieces of the answer as they are generated. Temperature 0 is greedy."""
+    from threading import Thread
+
+    from transformers import TextIteratorStreamer
+
+    ids = torch.tensor([renderer.prompt_ids(messages)], device=model.device)
+    streamer = TextIteratorStreamer(renderer.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    sampling: dict[str, Any] = (
+        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+    )
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            _generate(
+                model, renderer, ids, torch.ones_like(ids), max_new_tokens=max_new_tokens, streamer=streamer, **sampling
+            )
+        except BaseException as error:  # handed to the reader below, who waits on the streamer
+            failure.append(error)
+            streamer.end()
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    yield from streamer
+    thread.join()
+    if failure:
+        raise failure[0]
+
+
+def _generate(model: Any, renderer: Renderer, input_ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> Any:
+    """`model.generate` with our stop tokens; sampling defaults that the model folder brings are not mixed in."""
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(
+        eos_token_id=renderer.stop_ids,
+        pad_token_id=renderer.end_of_turn_id,
+        use_cache=True,
+        max_new_tokens=options.pop("max_new_tokens"),
+        **{name: options.pop(name) for name in ("do_sample", "temperature", "top_p") if name in options},
+    )
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=config, **options)
+    model.train(was_training)
+    return output
+
+
+def _text(renderer: Renderer, ids: list[int]) -> str:
+    """The answer up to its first stop token, which is not part of the text."""
+    end = next((i for i, token in enumerate(ids) if token in renderer.stop_ids), len(ids))
+    return str(renderer.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()

@@ -1,0 +1,105 @@
+"""What happens beside the training loop: events for the run folder and the screen, and an orderly stop."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback
+
+from luthier.hardware.memory import peak_bytes
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+class Events(TrainerCallback):
+    """Turns the Trainer's callbacks into the events of events.jsonl. `counted()` gives the tokens trained so far."""
+
+    def __init__(self, emit: Emit, device: str, *, resumed: bool) -> None:
+        self.emit, self.device, self.resumed = emit, device, resumed
+        self.counted: Callable[[], int] = lambda: 0
+        self._busy = 0.0
+        self._tokens = 0
+        self._began = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.emit(
+            {"event": "start", "step": state.global_step, "total_steps": state.max_steps, "resumed": self.resumed}
+        )
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._busy += time.perf_counter() - self._began
+        if state.global_step >= state.max_steps and args.eval_strategy != "no":
+            control.should_evaluate = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        tokens = self.counted() - self._tokens
+        self.emit(
+            {
+                "event": "step",
+                "step": state.global_step,
+                "epoch": round(state.epoch, 4),
+                "loss": logs["loss"],
+                "learning_rate": logs["learning_rate"],
+                "grad_norm": logs.get("grad_norm"),
+                "tokens": tokens,
+                "seconds": self._busy,
+                "tokens_per_second": tokens / self._busy if self._busy else 0.0,
+                "memory_bytes": peak_bytes(self.device),
+            }
+        )
+        self._busy, self._tokens = 0.0, self.counted()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        self.emit({"event": "evaluation", "step": state.global_step, "heldout_loss": metrics["eval_loss"]})
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        path = f"checkpoints/checkpoint-{state.global_step}"
+        self.emit({"event": "save", "step": state.global_step, "path": path})
+
+
+class OrderlyStop(TrainerCallback):
+    """Ctrl-C, SIGTERM and SIGHUP save a checkpoint after the step in progress and end the training.
+
+    A second Ctrl-C stops at once. `reason` is what stopped it, or None. A context manager: signals are the process's.
+    """
+
+    SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.reason: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> OrderlyStop:
+        import threading
+
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python lets nobody set a handler
+            for name in self.SIGNALS:
+                number = getattr(signal, name, None)
+                if number is not None:
+                    self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.reason is not None:
+            raise KeyboardInterrupt
+        self.reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        self.say(f"{self.reason}: saving a checkpoint after this step (once more to stop at once)")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.reason is not None:
+            control.should_save = True
+            control.should_training_stop = True

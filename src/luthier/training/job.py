@@ -1,0 +1,97 @@
+"""From a recipe to model, rows and adapter, with every automatic choice on the way."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from luthier import console
+from luthier.choice import Choice
+from luthier.data.prepare import Prepared, pick_max_length, prepare
+from luthier.data.render import Renderer
+from luthier.engine.choose import pick_engine
+from luthier.engine.engines import Engine
+from luthier.errors import TrackerError
+from luthier.hardware import compute
+from luthier.hardware.environment import prepare_torch
+from luthier.hub.fetch import LocalModel, fetch_model
+from luthier.model import adapters, load
+from luthier.recipe.schema import Recipe
+from luthier.training import plan, track
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything of a run that is decided before its first step."""
+
+    recipe: Recipe
+    base: LocalModel
+    renderer: Renderer
+    data: Prepared
+    model: Any
+    engine: Engine
+    steps: int
+    choices: dict[str, Choice[Any]]
+    began: float = field(default_factory=time.time)
+
+    def value(self, setting: str) -> Any:
+        return self.choices[setting].value
+
+
+def prepare_job(recipe: Recipe) -> Job:
+    """Raises InputError for whatever keeps this recipe from being trained on this machine."""
+    choices: dict[str, Choice[Any]] = {f"environment.{name}": choice for name, choice in prepare_torch().items()}
+    problems = track.check(recipe.track)
+    if problems:
+        raise TrackerError(*problems)
+
+    console.say(f"Model {recipe.model.ref}")
+    base, renderer = open_model(recipe, choices)
+    max_length = choices["data.max_length"] = pick_max_length(recipe.data, load.context_length(base.path))
+    data = prepare(recipe.data, renderer, max_length=max_length.value, seed=recipe.train.seed)
+    _show_data(data)
+
+    model = _load(recipe, base, choices)
+    engine = pick_engine(model, data.train, asked=recipe.train.engine, dropout=recipe.adapter.dropout)
+    choices["train.engine"] = Choice(engine.value.name, engine.reason)
+    steps = plan.total_steps(recipe.train, len(data.train))
+    budget = plan.pick_micro_batch(recipe.train, model, data.train, choices["model.device"].value)
+    choices["train.micro_batch_tokens"] = budget
+    choices["train.eval_steps"] = plan.pick_eval_steps(recipe.train, steps)
+    choices["train.save_steps"] = plan.pick_save_steps(recipe.train, steps, choices["train.eval_steps"].value)
+    choices["train.gradient_checkpointing"] = plan.pick_checkpointing(recipe.train)
+    choices["tokens of an epoch"] = plan.saved_tokens(engine.value, data.train, recipe.train, budget.value)
+    return Job(recipe, base, renderer, data, model, engine.value, steps, choices)
+
+
+def open_model(recipe: Recipe, choices: dict[str, Choice[Any]]) -> tuple[LocalModel, Renderer]:
+    """The model's folder and the renderer of its conversations; no weights yet."""
+    settings = recipe.model
+    base = fetch_model(settings.ref, revision=settings.revision, allow_code=settings.trust_remote_code)
+    load.check_folder(base.path)
+    tokenizer = load.load_tokenizer(base.path, settings)
+    thinking = choices["model.thinking"] = load.pick_thinking(tokenizer, settings.thinking)
+    return base, load.make_renderer(base.path, tokenizer, thinking.value)
+
+
+def _load(recipe: Recipe, base: LocalModel, choices: dict[str, Choice[Any]]) -> Any:
+    """The model with a fresh adapter, on the device and in the dtype that this machine computes fastest."""
+    import torch
+
+    device = choices["model.device"] = compute.pick_device(recipe.model.device)
+    dtype = choices["model.dtype"] = compute.pick_dtype(device.value, recipe.model.dtype)
+    threads = choices["threads"] = compute.pick_threads()
+    torch.set_num_threads(threads.value)
+    torch.manual_seed(recipe.train.seed)
+    remote = recipe.model.trust_remote_code
+    model = load.load_model(base.path, dtype=dtype.value, device=device.value, trust_remote_code=remote)
+    return adapters.attach(model, recipe.adapter)
+
+
+def _show_data(data: Prepared) -> None:
+    for file in data.files:
+        console.say(f"Data {file['path']}: {file['rows']:,} rows, {file['format']} ({file['kind']}, {file['encoding']})")
+    if data.unused_columns:
+        console.warn(f"columns that are not used: {', '.join(data.unused_columns)}")
+    data.ledger.show()

@@ -1,0 +1,84 @@
+"""What follows from rows, model and machine before the first step: steps, intervals, micro-batch size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from luthier.choice import Choice
+from luthier.data.batches import epoch_steps, micro_batches
+from luthier.data.render import Example
+from luthier.engine.engines import Engine
+from luthier.hardware.memory import available_bytes
+from luthier.recipe.schema import TrainSettings
+
+MOST_TOKENS = {"cpu": 2048, "mps": 4096, "cuda": 16384}  # from here on a device multiplies no faster
+MEMORY_SHARE = 0.5  # of what is free; the rest is for the optimizer, the evaluation and the user's other programs
+
+
+def total_steps(settings: TrainSettings, num_examples: int) -> int:
+    """Optimizer steps of the run."""
+    if settings.steps is not None:
+        return settings.steps
+    return math.ceil(settings.epochs * math.ceil(num_examples / settings.batch_size))
+
+
+def pick_checkpointing(settings: TrainSettings) -> Choice[bool]:
+    if settings.gradient_checkpointing != "auto":
+        return Choice(settings.gradient_checkpointing, "the recipe asks for it")
+    return Choice(False, "it costs a third of the time; smaller micro-batches save memory for less")
+
+
+def pick_save_steps(settings: TrainSettings, steps: int, eval_steps: int) -> Choice[int]:
+    if settings.save_steps != "auto":
+        return Choice(settings.save_steps, "the recipe asks for it")
+    if settings.load_best:
+        return Choice(eval_steps, "load_best needs a checkpoint at every evaluation")
+    return Choice(max(1, min(100, steps // 10)), "ten checkpoints in a run, and at most 100 steps lost")
+
+
+def pick_eval_steps(settings: TrainSettings, steps: int) -> Choice[int]:
+    if settings.eval_steps != "auto":
+        return Choice(settings.eval_steps, "the recipe asks for it")
+    return Choice(max(1, math.ceil(steps / 5)), "five evaluations in a run, besides the one before it")
+
+
+def pick_micro_batch(settings: TrainSettings, model: Any, examples: Sequence[Example], device: str) -> Choice[int]:
+    """Tokens of a micro-batch: as many as the device can use and memory can hold."""
+    if settings.micro_batch_tokens != "auto":
+        return Choice(settings.micro_batch_tokens, "the recipe asks for it")
+    each = bytes_per_token(model, examples, checkpointing=settings.gradient_checkpointing is True)
+    free = available_bytes(device)
+    fitting = max(1, int(MEMORY_SHARE * free / each))
+    if fitting < MOST_TOKENS[device]:
+        return Choice(fitting, f"half of the {free / 1e9:.1f} GB free, at about {each / 1e6:.1f} MB a token")
+    return Choice(MOST_TOKENS[device], f"more is no faster on {device}; about {each * MOST_TOKENS[device] / 1e9:.1f} GB")
+
+
+def bytes_per_token(model: Any, examples: Sequence[Example], *, checkpointing: bool) -> float:
+    """Rough memory a token takes between forward and backward: activations of each layer, and logits in float32.
+
+    A LoRA layer keeps its input for each linear group and the MLP its three wide products, some 16 H + 5 I values a
+    layer of a Llama-shaped model. Measured on SmolLM2-135M in float32: 1.9 MB a token without logits.
+    """
+    config = model.config.get_text_config()
+    width = 4 if str(model.dtype) == "torch.float32" else 2
+    hidden = config.hidden_size
+    wide = getattr(config, "intermediate_size", None) or 4 * hidden
+    layer = hidden if checkpointing else 16 * hidden + 5 * wide
+    labelled = sum(e.num_labels for e in examples) / sum(len(e.input_ids) for e in examples)
+    return config.num_hidden_layers * layer * width + 3 * 4 * config.vocab_size * labelled
+
+
+def saved_tokens(engine: Engine, examples: Sequence[Example], settings: TrainSettings, budget: int) -> Choice[str]:
+    """How many tokens the layers compute for an epoch, against padded batches of `batch_size` rows in file order."""
+    parts = None if settings.gradient_accumulation_steps == "auto" else settings.gradient_accumulation_steps
+    real = padded = computed = 0
+    for step in epoch_steps(len(examples), settings.batch_size, seed=settings.seed, epoch=0):
+        rows = [examples[i] for i in step]
+        real += sum(len(row.input_ids) for row in rows)
+        padded += len(rows) * max(len(row.input_ids) for row in rows)
+        computed += sum(map(engine.cost, micro_batches(rows, engine.cost, budget=budget, parts=parts)))
+    text = f"{computed:,} of {padded:,} padded tokens"
+    return Choice(text, f"{real:,} are real; the layers compute {1 - computed / padded:.0%} fewer than a padded batch would")

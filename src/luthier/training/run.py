@@ -1,0 +1,70 @@
+"""The spine: a recipe becomes a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import Problem, RunError
+from luthier.recipe.load import load_recipe, parse_recipe
+from luthier.recipe.schema import Recipe
+from luthier.report.record import RunFolder
+
+
+def train(recipe: Recipe | dict[str, Any] | str | Path, *, fresh: bool = False) -> RunFolder:
+    """Trains a recipe (a file, a dict or a Recipe) and returns its run folder; goes on where a stopped run ended.
+
+    Args:
+        fresh: throw away what the output folder holds of an earlier run.
+
+    Raises:
+        InputError: anything that would keep the run from finishing, before the first step.
+        Stopped: a signal ended it; a checkpoint is saved and the same call goes on.
+    """
+    recipe = _as_recipe(recipe)
+    run = RunFolder(recipe.output).create()
+    with run.lock():
+        take_up(run, recipe, fresh=fresh)
+        # Heavy libraries are loaded from here on: a wrong recipe is refused at once.
+        from luthier.training.finish import finish
+        from luthier.training.fit import fit
+        from luthier.training.job import prepare_job
+
+        job = prepare_job(recipe)
+        fitted = fit(job, run)
+        finish(job, fitted, run)
+    return run
+
+
+def take_up(run: RunFolder, recipe: Recipe, *, fresh: bool) -> None:
+    """Decides between a new run, going on with one, and refusing (RunError)."""
+    if fresh:
+        run.clear()
+    if run.recipe_file.exists():
+        again = f"start over with --fresh, or choose another folder: --set output={recipe.output}-2"
+        changed = _changed(run.read_recipe(), recipe)
+        if changed:
+            what = f"holds a run of another recipe: {', '.join(changed)} {'differs' if len(changed) == 1 else 'differ'}"
+            raise RunError(Problem(str(run.path), what, again))
+        if run.state() == "finished":
+            raise RunError(Problem(str(run.path), "this run is finished", again))
+    run.write_recipe(recipe)
+
+
+def _as_recipe(recipe: Recipe | dict[str, Any] | str | Path) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    return parse_recipe(recipe) if isinstance(recipe, dict) else load_recipe(recipe)
+
+
+def _changed(old: Recipe, new: Recipe) -> list[str]:
+    """The settings in which two recipes differ, as `section.setting`."""
+    before, after = (_flat(recipe.model_dump(mode="json")) for recipe in (old, new))
+    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section, values in settings.items():
+        flat |= {f"{section}.{key}": value for key, value in values.items()} if isinstance(values, dict) else {section: values}
+    return flat
