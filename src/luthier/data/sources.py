@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ def read_rows(path: Path) -> Rows:
     else:
         text, encoding = decode(data, file)
         kind, read = _reader(text, path)
-        rows = read(text, file)
+        rows = read(text, file) if text.strip() else []
     if not rows:
         raise DataError(Problem(file, "holds no rows", "check that this is the file you mean"))
     return Rows(rows, kind, encoding, hashlib.sha256(data).hexdigest(), path)  # type: ignore[arg-type]
@@ -58,7 +59,7 @@ def read_rows(path: Path) -> Rows:
 
 def _read_bytes(path: Path) -> bytes:
     if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if p.suffix.lower() in READERS or p.suffix == ".parquet")
+        inside = sorted(p.name for p in path.glob("*") if p.suffix.lower() in READERS or p.suffix == ".parquet")
         fix = f"name one of its files: {', '.join(inside[:8])}" if inside else "name a data file"
         raise DataError(Problem(str(path), "is a folder, not a file", fix))
     try:
@@ -82,7 +83,7 @@ ARCHIVES = {b"PK\x03\x04": "a zip archive or an Excel workbook", b"\x1f\x8b": "a
 def _near_names(path: Path) -> str:
     if not path.parent.is_dir():
         return f"there is no folder {path.parent} either: check the path"
-    names = [p.name for p in path.parent.iterdir()]
+    names = [p.name for p in path.parent.glob("*")]
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"check the path: nothing in {path.parent} has such a name"
 
@@ -113,10 +114,25 @@ def _is_jsonl(text: str, suffix: str) -> bool:
     return suffix in (".jsonl", ".ndjson") or (bool(others) and not first.endswith(("{", "[", ",", ":")))
 
 
+class _Repeated(dict[str, Any]):
+    """An object in which a key stands twice: the first value of it is lost."""
+
+    key = ""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) == len(pairs):
+        return row
+    repeated = _Repeated(row)
+    repeated.key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+    return repeated
+
+
 def _parse(text: str) -> Any:
     """`json.loads` whose every failure is a JSONDecodeError (also too deep nesting and too long numbers)."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError:
         raise
     except (ValueError, RecursionError) as error:
@@ -127,17 +143,21 @@ def _json(text: str, file: str) -> list[SourcedRow]:
     try:
         top = _parse(text)
     except json.JSONDecodeError as error:
-        cut = "" if text.rstrip().endswith(("]", "}")) else "; the file ends in the middle, so it was probably cut"
-        what = f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}{cut}"
-        fix = "download or export the file again" if cut else "correct that place"
-        raise DataError(Problem(file, what, fix)) from None
-    return _checked(((Source(file, i), row) for i, row in enumerate(_rows_of(top, file), 1)), text, file)
+        what = f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        if LOOKS_LIKE_JSON.match(text) and not text.rstrip().endswith(("]", "}")):
+            what += "; the file ends in the middle of a row, so it was cut"
+            raise DataError(Problem(file, what, "download or export the file again")) from None
+        raise DataError(Problem(file, what, "correct that place, or give the file the suffix of what it is")) from None
+    rows = ((Source(file, number), row) for number, row in enumerate(_rows_of(top, file), 1))
+    return _checked(rows, text, Problems(file))
 
 
 def _rows_of(top: Any, file: str) -> list[Any]:
     """The list itself, or the only list of objects inside an object."""
     if isinstance(top, list):
         return top
+    if isinstance(top, _Repeated):
+        raise DataError(Problem(file, f"`{top.key}` stands twice in the object around the rows", "join the two lists"))
     lists = [v for v in top.values() if isinstance(v, list)] if isinstance(top, dict) else []
     if len(lists) == 1 and not any(isinstance(item, dict) and item.keys() & {"role", "from"} for item in lists[0]):
         return lists[0]
@@ -149,34 +169,41 @@ def _rows_of(top: Any, file: str) -> list[Any]:
 
 def _jsonl(text: str, file: str) -> list[SourcedRow]:
     problems = Problems(file)
-    rows = []
+    return _checked(_lines(text, file, problems), text, problems)
+
+
+def _lines(text: str, file: str, problems: Problems) -> Iterator[tuple[Source, Any]]:
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines(): U+2028 may stand in a JSON string
         if line and not line.isspace():
             source = Source(file, number, "line")
             try:
-                rows.append((source, _parse(line)))
+                yield source, _parse(line)
             except json.JSONDecodeError as error:
                 fix = "correct the line or delete it (each line is one whole object)"
                 problems.add(source, f"not valid JSON at column {error.pos + 1}: {error.msg}", fix)
-    return _checked(iter(rows), text, file, problems)
 
 
-def _checked(
-    rows: Iterator[tuple[Source, Any]], text: str, file: str, problems: Problems | None = None
-) -> list[SourcedRow]:
+def _checked(rows: Iterator[tuple[Source, Any]], text: str, problems: Problems) -> list[SourcedRow]:
     """Rows that are objects, with text that can be written as UTF-8. Raises DataError naming all that are not."""
-    problems = problems or Problems(file)
     kept = []
     escapes = UNSAFE_ESCAPE.search(text)
     for source, row in rows:
         if not isinstance(row, dict):
             problems.add(source, f"is {describe(row)}, not an object with columns", "correct the row or delete it")
+        elif (key := _repeated_key(row)) is not None:
+            problems.add(source, f"`{key}` stands twice in one object", "keep the one that is meant")
         elif escapes and (column := _unsafe_column(row)) is not None:
             what = f"`{column}` holds half a character (a lone surrogate) or NUL"
             problems.add(source, what, "delete that character: it was damaged when the file was made")
         kept.append((source, row))
     problems.raise_any()
     return kept
+
+
+def _repeated_key(row: dict[str, Any]) -> str | None:
+    """A key that stands twice in a row, or in a turn of it."""
+    objects = [row, *row.values(), *(item for value in row.values() if isinstance(value, list) for item in value)]
+    return next((item.key for item in objects if isinstance(item, _Repeated)), None)
 
 
 def _unsafe_column(row: dict[str, Any]) -> str | None:
