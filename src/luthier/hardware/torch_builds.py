@@ -40,6 +40,7 @@ class Plan:
 
 @functools.cache
 def load_table() -> dict[str, Any]:
+    """torch_builds.json."""
     table: dict[str, Any] = json.loads(Path(__file__).with_name("torch_builds.json").read_text(encoding="utf-8"))
     return table
 
@@ -88,8 +89,8 @@ def _automatic(gpus: Sequence[Gpu], system: str, python: tuple[int, int]) -> Pla
         else:
             names = ", ".join(f"{gpu.name}, {target}" for target, gpu in amd.items())
             return Plan((*builds, *_cpu(system)), names, tuple(notes))
-    apple = [gpu.name for gpu in gpus if gpu.vendor == "apple"]
-    return Plan(_cpu(system), *apple or ["no GPU that torch can use"], tuple(notes))
+    apple = ", ".join(gpu.name for gpu in gpus if gpu.vendor == "apple")
+    return Plan(_cpu(system), apple or "no GPU that torch can use", tuple(notes))
 
 
 def _cpu(system: str) -> tuple[Build, ...]:
