@@ -127,7 +127,7 @@ class RunFolder:
 
     def log(self, event: Mapping[str, Any]) -> None:
         """Append one event, stamped with the time unless it has one, and flush it."""
-        line = _to_json({"time": time.time(), **event}).encode() + b"\n"
+        line = _to_json({"time": time.time(), **event}).encode(errors="backslashreplace") + b"\n"
         with self.events_file.open("ab+") as file:
             _mend_end(file)
             file.write(line)
@@ -294,10 +294,11 @@ def _read_json(file: Path) -> Any:
 
 def _replace(file: Path, text: str) -> None:
     """Write a file whole or not at all, and have it on disk on return."""
+    whole = text.encode(errors="backslashreplace")  # a lone surrogate, which UTF-8 lacks, becomes its JSON escape
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as handle:
-            handle.write(text)
+        with temporary.open("wb") as handle:
+            handle.write(whole)
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(file)

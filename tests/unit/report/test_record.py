@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -178,7 +179,10 @@ def test_missing_recipe(run: RunFolder) -> None:
 
 def test_resolved_round_trip(run: RunFolder) -> None:
     assert run.read_resolved() == {}
-    choices = {"model.dtype": Choice("bfloat16", "AMX 矩阵"), "train.eval_steps": Choice(24, "five times in a run")}
+    choices: dict[str, Choice[Any]] = {
+        "model.dtype": Choice("bfloat16", "AMX 矩阵"),
+        "train.eval_steps": Choice(24, "five times in a run"),
+    }
     run.write_resolved(choices)
     assert run.read_resolved() == choices
     assert json.loads(run.resolved_file.read_bytes())[0] == {

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.choice import Choice
+from luthier.errors import RunError
+from luthier.recipe.schema import Recipe
+from luthier.report.page import Verdict, verdict, write_report
+from luthier.report.record import RunFolder
+
+HOSTILE = "</p></style><script>alert(1)</script><img src=https://example.org/x onerror='a()'>\"&amp;{{ 7*7 }}"
+
+
+class Page(HTMLParser):
+    """The page as a browser takes it apart."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(file.read_text(encoding="utf-8"))
+        self.text = "".join(self.texts)
+        self.line = " ".join(" ".join(self.texts).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def attributes(self, name: str) -> list[str | None]:
+        return [attributes[name] for _, attributes in self.elements if name in attributes]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text", "tone"),
+    [
+        (3.91, 2.87, "Held-out loss fell from 3.91 to 2.87 (−27 %)", "better"),
+        (
+            2.05,
+            2.41,
+            "Held-out loss rose from 2.05 to 2.41 (+18 %): on new rows this model does worse than before",
+            "worse",
+        ),
+        (2.312, 2.308, "Held-out loss hardly changed: 2.31 before, 2.31 after", "open"),
+        (2.0, 2.009, "Held-out loss hardly changed: 2.00 before, 2.01 after", "open"),
+        (0.0, 0.0, "Held-out loss hardly changed: 0.00 before, 0.00 after", "open"),
+        (2.05, None, "Held-out loss was 2.05 before training and has no value after it", "worse"),
+        (
+            None,
+            None,
+            "Training loss ended at 2.31; no rows were held out, so nothing shows how it does on new ones",
+            "open",
+        ),
+    ],
+)
+def test_verdict(record: dict[str, Any], before: float | None, after: float | None, text: str, tone: Any) -> None:
+    result = {**record["result"], "heldout_loss_before": before, "heldout_loss_after": after}
+    assert verdict(result) == Verdict(text, tone)
+
+
+def test_page_of_a_finished_run_says_it_all(finished: RunFolder, record: dict[str, Any]) -> None:
+    file = write_report(finished)
+    assert file == finished.report_file
+    page = Page(file)
+    for answer in record["answers"]:
+        for text in (answer["prompt"], answer["base"], answer["tuned"], answer["reference"] or ""):
+            assert text in page.text
+    for sentence in (
+        "Held-out loss fell from 3.91 to 2.87 (−27 %)",
+        "bundled:smollm2-135m-instruct, tuned on workshop.jsonl with LoRA of rank 8.",
+        "rows 640 steps 120 epochs 3 time 3m07s rows a second 10.2 tokens a second 642 peak memory 1.9 GB",
+        "708 read 640 trained on 20 held out 36 duplicate 12 dropped 3 of the trained ones cut to length",
+        "5 with the question of another row but another answer",
+        "repeats an earlier row exactly 36",
+        "workshop.jsonl, line 230 dropped field output is empty",
+        "Half of the rows have up to 61 tokens, 95 % up to 142, the longest 388. 24,310 tokens are learned from.",
+        "train.learning_rate 0.0001",
+        "model.dtype bfloat16 this processor multiplies bfloat16 4.1 times as fast as float32",
+        "train.gradient_checkpointing false activations fit into memory",
+        "cpu AMD EPYC 9R14, 2 cores memory 8.2 GB device cpu",
+        "708 rows, alpaca, UTF-8, sha256 9f2c9f2c",
+        f"luthier chat {finished.path}",
+        f"luthier merge {finished.path} -o workshop-merged",
+        "Made by Luthier 0.1.0 on 20",
+    ):
+        assert sentence in page.line
+    assert "step 120 · held-out 2.87" in page.attributes("data-tip")
+    assert "48–64 tokens · 131 rows" in page.attributes("data-tip")
+
+
+def test_page_stands_alone(finished: RunFolder) -> None:
+    page = Page(write_report(finished))
+    assert {name for _, attributes in page.elements for name in attributes} & {
+        "src",
+        "href",
+        "srcset",
+        "action",
+    } == set()
+    assert {tag for tag, _ in page.elements} & {"script", "link", "iframe", "img", "object", "form"} == set()
+    assert ("default-src 'none'; style-src 'unsafe-inline'") in page.attributes("content")
+    source = finished.report_file.read_text(encoding="utf-8")
+    assert "@import" not in source
+    assert "url(" not in source
+    assert len(source) < 100_000
+
+
+def test_hostile_text_stays_text_wherever_it_comes_from(
+    trained: RunFolder, recipe: dict[str, Any], record: dict[str, Any]
+) -> None:
+    record["answers"] = [dict.fromkeys(("prompt", "system", "reference", "base", "tuned"), HOSTILE)]
+    record["environment"]["cpu"] = HOSTILE
+    record["data"]["ledger"]["reasons"] = {HOSTILE: 1}
+    record["data"]["ledger"]["examples"] = [dict.fromkeys(("where", "outcome", "reason"), HOSTILE)]
+    record["data"]["files"][0]["path"] = HOSTILE
+    record["luthier"] = HOSTILE
+    trained.write_recipe(Recipe.model_validate({**recipe, "model": HOSTILE, "prompts": [HOSTILE]}))
+    trained.write_resolved({HOSTILE: Choice(HOSTILE, HOSTILE)})
+    calm = {tag for tag, _ in Page(write_report(trained)).elements}
+    trained.write_record(record)
+    page = Page(write_report(trained))
+    assert page.text.count(HOSTILE) == 5 + 1 + 1 + 3 + 1 + 2 + 2 + 3
+    assert {"script", "img"} & {tag for tag, _ in page.elements} == set()
+    assert {name for _, attributes in page.elements for name in attributes} & {"src", "onerror"} == set()
+    assert calm <= {tag for tag, _ in page.elements}
+
+
+def test_a_lone_surrogate_does_not_stop_the_page(finished: RunFolder, record: dict[str, Any]) -> None:
+    record["answers"][0]["tuned"] = "half a sign: \ud83d"
+    finished.write_record(record)
+    assert finished.record() == record
+    assert "half a sign: &#55357;" in write_report(finished).read_text(encoding="utf-8")
+
+
+def test_page_of_a_stopped_run(stopped: RunFolder) -> None:
+    page = Page(write_report(stopped))
+    assert "Not finished: stopped at step 57" in page.text
+    assert f"luthier train {stopped.recipe_file}" in page.text
+    assert "step 48 · held-out 2.97" in page.attributes("data-tip")
+    assert "Before and after" not in page.text
+    assert "Made by Luthier on 20" in page.line
+
+
+def test_page_of_a_run_before_its_first_event(started: RunFolder) -> None:
+    page = Page(write_report(started))
+    assert "Not finished: not started" in page.text
+    assert "polyline" not in [tag for tag, _ in page.elements]
+
+
+def test_held_out_loss_that_turned_is_named(started: RunFolder) -> None:
+    for step, loss in ((0, 3.0), (20, 2.6), (40, 2.9)):
+        started.log({"event": "evaluation", "step": step, "heldout_loss": loss})
+    assert "Held-out loss was lowest at step 20 (2.60) and rose after it" in Page(write_report(started)).line
+
+
+def test_rows_that_the_ledger_cannot_explain_are_shown(finished: RunFolder, record: dict[str, Any]) -> None:
+    record["data"]["ledger"]["read"] = 710
+    finished.write_record(record)
+    assert "12 dropped 2 unexplained" in Page(write_report(finished)).line
+
+
+def test_commands_quote_a_folder_with_a_space(tmp_path: Path, recipe: dict[str, Any], record: dict[str, Any]) -> None:
+    run = RunFolder(tmp_path / "my run").create()
+    run.write_recipe(Recipe.model_validate(recipe))
+    run.write_record(record)
+    assert f'luthier chat "{run.path}" --compare' in Page(write_report(run)).line
+
+
+def test_page_goes_where_asked_and_a_run_must_be_there(finished: RunFolder, tmp_path: Path) -> None:
+    assert write_report(finished, tmp_path / "page.html") == tmp_path / "page.html"
+    assert not finished.report_file.exists()
+    with pytest.raises(RunError, match="there is no run here"):
+        write_report(RunFolder(tmp_path / "nowhere"))
