@@ -6,7 +6,7 @@ import importlib.metadata
 from typing import Any
 
 from luthier import __version__, console
-from luthier.data.preview import lengths_of
+from luthier.data.preview import measure
 from luthier.engine.engines import PlainEngine, set_attention
 from luthier.evaluation.answers import compare, questions
 from luthier.hardware.memory import peak_bytes
@@ -44,7 +44,7 @@ def finish(job: Job, fitted: Fitted, run: RunFolder) -> None:
             "data": {
                 "files": job.data.files,
                 "ledger": job.data.ledger.to_json(),
-                "lengths": lengths_of(job.data.train),
+                "lengths": measure(job.data.train).to_json(),
             },
             "result": result(job, fitted, run),
             "answers": answers,
