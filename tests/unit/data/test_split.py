@@ -136,6 +136,9 @@ def test_the_nearest_size_that_whole_groups_allow() -> None:
     assert [len(split(rows, wanted, seed=1)[1]) for wanted in (1, 2, 5, 7, 8, 10, 14)] == [5, 5, 5, 5, 10, 10, 10]
 
 
+QUESTIONS = st.sampled_from("abcdefgh")
+
+
 @given(
     rows=st.lists(
         st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("xyz"), st.sampled_from("abcdefgh")), min_size=2
