@@ -129,10 +129,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeated
 
 
+DECODER = json.JSONDecoder(object_pairs_hook=_object)  # json.loads would make one anew for each line
+
+
 def _parse(text: str) -> Any:
     """`json.loads` whose every failure is a JSONDecodeError (also too deep nesting and too long numbers)."""
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return DECODER.decode(text)
     except json.JSONDecodeError:
         raise
     except (ValueError, RecursionError) as error:
