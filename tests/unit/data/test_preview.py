@@ -10,7 +10,6 @@ import pytest
 from luthier.data.conversation import Source
 from luthier.data.preview import Piece, measure, pieces, row_text, show_lengths, show_rows, visible, write_html
 
-
 FIRST = Source("rows.json", 1)
 
 
@@ -162,10 +161,7 @@ LEDGER = {"read": 3, "used": 2, "dropped": 0, "heldout": 0, "duplicate": 1, "cut
 
 
 def page(folder: Path, examples: list[Row]) -> str:
-    reasons = {
-        "reasons": {"repeats <i>": 1},
-        "examples": [{"where": "f, row 3", "outcome": "duplicate", "reason": "&"}],
-    }
+    example = {"where": "f, row 3", "outcome": "duplicate", "reason": "&"}
     write_html(
         folder / "page.html",
         examples,
