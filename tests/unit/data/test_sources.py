@@ -201,7 +201,7 @@ def test_a_folder_names_its_files(tmp_path: Path) -> None:
         ("rows.json", '{"a": [], "a": []}', "`a` stands twice in the object around the rows"),
         (
             "rows.json",
-            '{"messages": [{"role": "user"}]}',
+            '{"messages": [{"role": "user", "content": "Hi"}]}',
             "the top level is an object, not a list of rows (its keys: messages)",
         ),
     ],

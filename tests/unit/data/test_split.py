@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.data.conversation import Conversation, Message, Source
-from luthier.data.split import find_duplicates, holdout_count, split
+from luthier.data.split import find_duplicates, holdout_count, split, unseen
 from luthier.errors import RecipeError
 
 
@@ -134,6 +134,17 @@ def test_the_nearest_size_that_whole_groups_allow() -> None:
     """Groups of 5: two of twelve are nearer to one group than to none, eight nearer to two groups than to one."""
     rows = [conversation(10 * g + i, f"q{g}", f"a{i}") for g in range(3) for i in range(5)]
     assert [len(split(rows, wanted, seed=1)[1]) for wanted in (1, 2, 5, 7, 8, 10, 14)] == [5, 5, 5, 5, 10, 10, 10]
+
+
+def test_a_held_out_file_is_parted_by_whether_a_prompt_of_it_is_trained() -> None:
+    train = [conversation(1, "a", "b", "c", "d")]
+    heldout = [
+        conversation(2, "a", "other"),
+        conversation(3, "a", "b", "c", "d"),
+        conversation(4, "c", "d"),
+        conversation(5, "a", "b", system="S"),
+    ]
+    assert [numbers(side) for side in unseen(heldout, train)] == [[4, 5], [2, 3]]
 
 
 QUESTIONS = st.sampled_from("abcdefgh")
