@@ -196,7 +196,7 @@ def _turn(row: Row, turn: Any, place: str) -> Message | None:
     if not isinstance(turn, dict):
         row.wrong(f"{place} is {describe(turn)}, not an object", 'write it as {"role": "user", "content": "…"}')
         return None
-    for name in turn.keys() - TURN_FIELDS:
+    for name in [name for name in turn if name not in TURN_FIELDS]:
         if name == "tool_calls" and turn[name]:
             row.wrong(f"{place} has `tool_calls`", "calls of tools cannot be trained yet: delete the row")
         elif turn[name] not in (None, "", []):

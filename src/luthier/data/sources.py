@@ -46,15 +46,17 @@ def read_rows(path: Path) -> Rows:
     """
     data = _read_bytes(path)
     file = str(path)
+    kind: Kind = "parquet"
+    encoding = "binary"
     if data.startswith(b"PAR1"):
-        rows, kind, encoding = _parquet(data, file), "parquet", "binary"
+        rows = _parquet(data, file)
     else:
         text, encoding = decode(data, file)
         kind, read = _reader(text, path)
         rows = read(text, file) if text.strip() else []
     if not rows:
         raise DataError(Problem(file, "holds no rows", "check that this is the file you mean"))
-    return Rows(rows, kind, encoding, hashlib.sha256(data).hexdigest(), path)  # type: ignore[arg-type]
+    return Rows(rows, kind, encoding, hashlib.sha256(data).hexdigest(), path)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -129,10 +131,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeated
 
 
+DECODER = json.JSONDecoder(object_pairs_hook=_object)  # json.loads would make one anew for each line
+
+
 def _parse(text: str) -> Any:
     """`json.loads` whose every failure is a JSONDecodeError (also too deep nesting and too long numbers)."""
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return DECODER.decode(text)
     except json.JSONDecodeError:
         raise
     except (ValueError, RecursionError) as error:
@@ -159,12 +164,17 @@ def _rows_of(top: Any, file: str) -> list[Any]:
     if isinstance(top, _Repeated):
         raise DataError(Problem(file, f"`{top.key}` stands twice in the object around the rows", "join the two lists"))
     lists = [v for v in top.values() if isinstance(v, list)] if isinstance(top, dict) else []
-    if len(lists) == 1 and not any(isinstance(item, dict) and item.keys() & {"role", "from"} for item in lists[0]):
+    if len(lists) == 1 and not any(map(_is_turn, lists[0])):
         return lists[0]
     what = f"the top level is {describe(top)}, not a list of rows"
     if isinstance(top, dict):
         what += f" (its keys: {', '.join(list(top)[:8])})"
     raise DataError(Problem(file, what, 'write the rows as [{"…": …}, …], or one object a line'))
+
+
+def _is_turn(item: Any) -> bool:
+    """Whether a list of such items is one conversation, not rows."""
+    return isinstance(item, dict) and ({"role", "content"} <= item.keys() or {"from", "value"} <= item.keys())
 
 
 def _jsonl(text: str, file: str) -> list[SourcedRow]:

@@ -75,6 +75,17 @@ def split(
     return sides
 
 
+def unseen(
+    heldout: Sequence[Conversation], train: Iterable[Conversation]
+) -> tuple[list[Conversation], list[Conversation]]:
+    """(unseen, seen): rows of a held-out file none of whose prompts, in any turn, is in training, and the others."""
+    trained = {digest for conversation in train for digest in _prompts(conversation)}
+    sides: tuple[list[Conversation], list[Conversation]] = ([], [])
+    for conversation in heldout:
+        sides[any(digest in trained for digest in _prompts(conversation))].append(conversation)
+    return sides
+
+
 def holdout_count(holdout: str | int, rows: int) -> int:
     """`"5%"` or `200` as a number of rows: at least one if any was asked for. Raises RecipeError."""
     share = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", str(holdout))

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from luthier.data.conversation import Conversation, Message, Source
-from luthier.data.formats import Converted, convert
+from luthier.data.formats import FORMATS, Converted, convert
 from luthier.data.sources import Kind, Rows
 from luthier.errors import DataError
 from luthier.recipe.schema import DataSettings
@@ -274,3 +276,16 @@ def test_twenty_problems_are_listed_and_the_others_counted() -> None:
     found = problems(*[{"instruction": "Hi", "output": ""}] * 1000)
     assert len(found) == 21
     assert found[-1] == ("f", "980 more problems like these", "correct those above first")
+
+
+# --------------------------------------------------------------------- docs
+
+
+@pytest.mark.parametrize("page", ["data.md", "data.zh-CN.md"])
+def test_each_example_of_the_docs_is_of_the_format_it_shows(page: str) -> None:
+    text = (Path(__file__).parents[3] / "docs" / page).read_text(encoding="utf-8")
+    examples = re.findall(r"```json (\w+)\n(.*?)```", text, re.DOTALL)
+    assert sorted(name for name, _ in examples) == sorted(FORMATS)
+    for name, example in examples:
+        found = converted(json.loads(example))
+        assert (found.format.value, found.format.reason.count("would fit"), found.unused) == (name, 0, [])

@@ -141,7 +141,7 @@ def test_encodings_are_recognised_and_reported(tmp_path: Path, data: bytes, enco
     ],
 )
 def test_another_encoding_is_refused_rather_than_guessed(tmp_path: Path, text: str, encoding: str) -> None:
-    [(where, what, fix)] = problems(tmp_path, "rows.txt", "plain\n".encode() + text.encode(encoding))
+    [(where, what, fix)] = problems(tmp_path, "rows.txt", b"plain\n" + text.encode(encoding))
     assert where == "rows.txt, line 2"
     assert what == "from here on the text is neither UTF-8 nor plainly GBK, and no byte order mark says what it is"
     assert fix == 'save the file as UTF-8 (Notepad: "Save as", encoding UTF-8; Excel: "CSV UTF-8")'
@@ -201,7 +201,7 @@ def test_a_folder_names_its_files(tmp_path: Path) -> None:
         ("rows.json", '{"a": [], "a": []}', "`a` stands twice in the object around the rows"),
         (
             "rows.json",
-            '{"messages": [{"role": "user"}]}',
+            '{"messages": [{"role": "user", "content": "Hi"}]}',
             "the top level is an object, not a list of rows (its keys: messages)",
         ),
     ],
