@@ -27,10 +27,10 @@ _PAGES: tuple[tuple[re.Pattern[str], HubName], ...] = (
 )
 _RAW: tuple[tuple[re.Pattern[str], str], ...] = (
     (
-        re.compile(r"https://github\.com/([^/]+)/([^/]+)/(?:blob|raw)/(.+)"),
+        re.compile(r"https://github\.com/([^/]+)/([^/]+)/(?:blob|raw)/([^?#]+).*"),
         r"https://raw.githubusercontent.com/\1/\2/\3",
     ),
-    (re.compile(r"https://huggingface\.co/(.+?)/blob/(.+)"), r"https://huggingface.co/\1/resolve/\2"),
+    (re.compile(r"https://huggingface\.co/(.+?)/blob/([^?#]+).*"), r"https://huggingface.co/\1/resolve/\2"),
 )
 
 
