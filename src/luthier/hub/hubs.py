@@ -71,6 +71,12 @@ def hub_of(name: HubName) -> Hub:
     return HuggingFace()
 
 
+def endpoint_of(variable: str, default: str) -> str:
+    """A hub's address: the environment's, which people also write without `https://`, or the default."""
+    address = (os.environ.get(variable) or default).rstrip("/")
+    return address if "://" in address else f"https://{address}"
+
+
 def answers(endpoint: str) -> bool:
     """Whether anything answers HTTP at `endpoint`, through the user's proxy if there is one.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from luthier.hub.hubs import (
     Listing,
     RemoteFile,
     broke_off,
+    endpoint_of,
     refused,
     repo_missing,
     revision_missing,
@@ -30,7 +30,7 @@ class HuggingFace:
     @property
     def endpoint(self) -> str:
         # passed on explicitly everywhere: huggingface_hub reads the variable only when it is imported
-        return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+        return endpoint_of(self.endpoint_variable, "https://huggingface.co")
 
     def listing(self, repo: str, kind: Kind, revision: str) -> Listing:
         from huggingface_hub import HfApi

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from luthier.hub.hubs import (
     Listing,
     RemoteFile,
     broke_off,
+    endpoint_of,
     quiet,
     refused,
     repo_missing,
@@ -29,7 +29,7 @@ class ModelScope:
 
     @property
     def endpoint(self) -> str:
-        return (os.environ.get("MODELSCOPE_ENDPOINT") or "https://modelscope.cn").rstrip("/")
+        return endpoint_of(self.endpoint_variable, "https://modelscope.cn")
 
     def listing(self, repo: str, kind: Kind, revision: str) -> Listing:
         with self._errors(repo, kind, revision):

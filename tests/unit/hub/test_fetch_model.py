@@ -162,6 +162,20 @@ def test_a_model_that_does_not_exist(standin: Standin, hub: str) -> None:
     )
 
 
+def test_hugging_face_hides_private_models(standin: Standin) -> None:
+    """To anonymous users it answers 401 for what is private and for what does not exist."""
+    standin.listing_faults["a/b"] = (401, "RepoNotFound", b"{}")
+    assert fail("hf:a/b") == (
+        "hf:a/b: Hugging Face has no such model\n  fix: check the spelling, or try the other hub: ms:a/b; "
+        "if it is private, set HF_TOKEN to your access token"
+    )
+
+
+def test_a_mirror_may_be_named_without_https(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.example/")
+    assert hubs.hub_of("hf").endpoint == "https://hf-mirror.example"
+
+
 def test_a_missing_revision(standin: Standin) -> None:
     standin.add_model("hf", "a/b", FILES)
     assert fail("hf:a/b", revision="v2") == (

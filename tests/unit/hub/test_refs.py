@@ -107,6 +107,10 @@ def test_what_can_be_no_data(tmp_path: Path) -> None:
         "there is no such file or folder",
         "give the path of a file; for a data set on a hub write hf:owner/name or ms:owner/name",
     )
+    assert problem(parse_data, str(tmp_path)) == (
+        "this is a folder; data is a file",
+        "name the file, or several of them",
+    )
     (tmp_path / "huanhuan.json").touch()
     assert problem(parse_data, str(tmp_path / "huanhaun.json")) == (
         "there is no such file or folder",
