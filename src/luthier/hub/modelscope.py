@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from luthier.hub.hubs import (
-    Advance,
     Kind,
     Listing,
     RemoteFile,
     broke_off,
-    out_of_reach,
+    endpoint_of,
     quiet,
     refused,
     repo_missing,
@@ -33,7 +29,7 @@ class ModelScope:
 
     @property
     def endpoint(self) -> str:
-        return (os.environ.get("MODELSCOPE_ENDPOINT") or "https://modelscope.cn").rstrip("/")
+        return endpoint_of(self.endpoint_variable, "https://modelscope.cn")
 
     def listing(self, repo: str, kind: Kind, revision: str) -> Listing:
         with self._errors(repo, kind, revision):
@@ -42,22 +38,12 @@ class ModelScope:
             # ModelScope's client reports size 0 for unknown sizes too
             return Listing(revision, tuple(RemoteFile(f.path, f.size or None, f.sha256 or None) for f in blobs))
 
-    def download(
-        self, repo: str, kind: Kind, revision: str, file: RemoteFile, folder: Path, advance: Advance, fresh: bool
-    ) -> None:
-        with self._errors(repo, kind, revision):
-            self._api().downloader.download_file(
-                repo,
-                kind,
-                file.path,
-                revision=revision,
-                local_dir=folder,
-                cache_dir=folder / ".cache",  # its locks go there
-                expected_sha256=file.sha256,
-                file_size=file.size,
-                force=fresh,
-                progress_callbacks=[_callback(advance)],
-            )
+    def address(self, repo: str, kind: Kind, revision: str, path: str) -> tuple[str, dict[str, str]]:
+        client = self._api().legacy
+        url = client.get_download_url(repo, kind, path, revision)
+        token = client.token
+        headers = {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"} if token else {}
+        return url, headers
 
     def _api(self) -> Any:
         from modelscope_hub import HubApi
@@ -67,11 +53,11 @@ class ModelScope:
 
     @contextlib.contextmanager
     def _errors(self, repo: str, kind: Kind, revision: str) -> Iterator[None]:
-        """modelscope_hub's errors as ours. It draws tqdm bars of its own on standard error, which has no switch."""
+        """modelscope_hub's errors as ours."""
         from modelscope_hub import errors
 
         try:
-            with quiet("modelscope_hub"), contextlib.redirect_stderr(io.StringIO()):
+            with quiet("modelscope_hub"):
                 yield
         except errors.NotExistError as error:
             if revision != self.default_revision:
@@ -79,23 +65,5 @@ class ModelScope:
             raise repo_missing(self, repo, kind, may_be_private=True) from error
         except (errors.AuthenticationError, errors.PermissionDeniedError) as error:
             raise refused(self, repo, kind, error.status_code) from error
-        except errors.NetworkError as error:
-            raise out_of_reach(f"ms:{repo}", self) from error
         except (errors.HubError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise broke_off(self, repo, error) from error
-
-
-def _callback(advance: Advance) -> type:
-    class Callback:
-        """modelscope_hub makes one of these for each file."""
-
-        def __init__(self, filename: str, file_size: int) -> None:
-            pass
-
-        def update(self, size: int) -> None:
-            advance(size)
-
-        def end(self) -> None:
-            pass
-
-    return Callback

@@ -27,10 +27,10 @@ _PAGES: tuple[tuple[re.Pattern[str], HubName], ...] = (
 )
 _RAW: tuple[tuple[re.Pattern[str], str], ...] = (
     (
-        re.compile(r"https://github\.com/([^/]+)/([^/]+)/(?:blob|raw)/(.+)"),
+        re.compile(r"https://github\.com/([^/]+)/([^/]+)/(?:blob|raw)/([^?#]+).*"),
         r"https://raw.githubusercontent.com/\1/\2/\3",
     ),
-    (re.compile(r"https://huggingface\.co/(.+?)/blob/(.+)"), r"https://huggingface.co/\1/resolve/\2"),
+    (re.compile(r"https://huggingface\.co/(.+?)/blob/([^?#]+).*"), r"https://huggingface.co/\1/resolve/\2"),
 )
 
 
@@ -81,6 +81,8 @@ def parse_model(text: str) -> Bundled | Local | Repo:
 def parse_data(text: str) -> Local | Repo | Web:
     """Raises HubError when `text` can be no reference, or is a path that does not exist."""
     if path := _existing(text):
+        if path.is_dir():
+            raise HubError(Problem(text, "this is a folder; data is a file", "name the file, or several of them"))
         return Local(path)
     if text.startswith(("https://", "http://")):
         return Web(_raw_address(text))

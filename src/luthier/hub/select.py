@@ -81,13 +81,14 @@ def data_files(listing: Listing, where: str, pattern: str | None) -> list[Remote
         chosen = [file for file in candidates if "train" in re.split(r"[^a-z]+", file.path.lower())] or candidates
     if not chosen:
         raise _no_data(listing, where, pattern, [file.path for file in candidates])
+    chosen.sort(key=lambda file: file.path)
     left_out = sorted({file.path for file in candidates} - {file.path for file in chosen})
     if pattern is None and left_out:
         console.warn(
             f"{where}: taking {_listed([f.path for f in chosen])}, not {_listed(left_out)}; "
             f"name a file, folder or glob behind a colon to take others: {where}:{left_out[0]}"
         )
-    return sorted(chosen, key=lambda file: file.path)
+    return chosen
 
 
 def _no_data(listing: Listing, where: str, pattern: str | None, candidates: list[str]) -> HubError:
