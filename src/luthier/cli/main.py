@@ -11,6 +11,7 @@ import sys
 import typer
 
 from luthier import console
+from luthier.cli.doctor import doctor
 from luthier.errors import LuthierError
 
 app = typer.Typer(
@@ -20,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.callback()(lambda: None)  # keep `doctor` a command while it is the only one
+app.command()(doctor)
 
 
 def main() -> None:
