@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.report import figures
+from luthier.report import words
 
 MOST_POINTS = 400  # more than a screen can show; beyond it, neighbours are averaged
 
@@ -57,8 +57,8 @@ def draw(timeline: Sequence[dict[str, Any]]) -> Curve | None:
         train=line(shown),
         smooth=line(_smoothed(shown)),
         heldout=line(heldout),
-        train_marks=[mark(step, loss, f"step {step:.0f} · loss {figures.loss(loss)}") for step, loss in shown],
-        heldout_marks=[mark(step, loss, f"step {step:.0f} · held-out {figures.loss(loss)}") for step, loss in heldout],
+        train_marks=[mark(step, loss, f"step {step:.0f} · loss {words.loss(loss)}") for step, loss in shown],
+        heldout_marks=[mark(step, loss, f"step {step:.0f} · held-out {words.loss(loss)}") for step, loss in heldout],
         x_ticks=[mark(step, low, f"{step:,.0f}") for step in x_values if step <= right],
         y_ticks=[mark(0, loss, f"{loss:.{_decimals(y_values)}f}") for loss in y_values],
     )

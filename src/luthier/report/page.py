@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from luthier.recipe.schema import Section
-from luthier.report import curve, figures
+from luthier.report import curve, words
 from luthier.report.record import RunFolder, timeline
 
 
@@ -36,16 +36,16 @@ def verdict(result: dict[str, Any]) -> Verdict:
     """The sentence for the "result" of a run's record."""
     before, after = result["heldout_loss_before"], result["heldout_loss_after"]
     if before is None:
-        trained = f"Training loss ended at {figures.loss(result['train_loss'])}"
+        trained = f"Training loss ended at {words.loss(result['train_loss'])}"
         return Verdict(f"{trained}; no rows were held out, so nothing shows how it does on new ones", "open")
     if after is None:
-        return Verdict(f"Held-out loss was {figures.loss(before)} before training and has no value after it", "worse")
-    was, now = figures.loss(before), figures.loss(after)
+        return Verdict(f"Held-out loss was {words.loss(before)} before training and has no value after it", "worse")
+    was, now = words.loss(before), words.loss(after)
     if abs(after - before) < 0.005 * before or was == now:
         return Verdict(f"Held-out loss hardly changed: {was} before, {now} after", "open")
     if after < before:
-        return Verdict(f"Held-out loss fell from {was} to {now} ({figures.change(before, after)})", "better")
-    rose = f"Held-out loss rose from {was} to {now} ({figures.change(before, after)})"
+        return Verdict(f"Held-out loss fell from {was} to {now} ({words.change(before, after)})", "better")
+    rose = f"Held-out loss rose from {was} to {now} ({words.change(before, after)})"
     return Verdict(f"{rose}: on new rows this model does worse than before", "worse")
 
 
@@ -60,7 +60,7 @@ def _render(run: RunFolder) -> str:
         lstrip_blocks=True,
     )
     templates.filters.update(
-        count=lambda number: f"{number:,}", loss=figures.loss, size=figures.size, duration=figures.duration
+        count=lambda number: f"{number:,}", loss=words.loss, size=words.size, duration=words.duration
     )
     return templates.get_template("report.html.jinja").render(_contents(run))
 
@@ -72,8 +72,8 @@ def _contents(run: RunFolder) -> dict[str, Any]:
     settings = _settings(recipe)
     return {
         "name": run.name,
-        "folder": _word(run.path),
-        "recipe_file": _word(run.recipe_file),
+        "folder": words.typed(run.path),
+        "recipe_file": words.typed(run.recipe_file),
         "verdict": verdict(record["result"]) if record else Verdict(f"Not finished: {state}", "open"),
         "recipe": recipe,
         "record": record,
@@ -88,11 +88,6 @@ def _contents(run: RunFolder) -> dict[str, Any]:
         "show": _show,
         "day": datetime.fromtimestamp(events[-1]["time"]).strftime("%Y-%m-%d") if events else None,
     }
-
-
-def _word(path: Path) -> str:
-    """A path as one word of a command line, in every shell."""
-    return f'"{path}"' if " " in str(path) else str(path)
 
 
 def _turn(evaluations: list[dict[str, Any]]) -> dict[str, Any] | None:

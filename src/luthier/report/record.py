@@ -38,6 +38,7 @@ class RunFolder:
         self.ledger_file = self.path / "ledger.jsonl"
         self.checkpoints_dir = self.path / "checkpoints"
         self.adapter_dir = self.path / "adapter"
+        self.track_dir = self.path / "track"
         self.report_file = self.path / "report.html"
         self.record_file = self.path / "run.json"
         self._lock_file = self.path / "run.lock"
@@ -78,7 +79,7 @@ class RunFolder:
         """Remove what a run wrote (`--fresh`), and nothing else that lies in the folder."""
         for name in _FILES:
             (self.path / name).unlink(missing_ok=True)
-        for folder in (self.checkpoints_dir, self.adapter_dir):
+        for folder in (self.checkpoints_dir, self.adapter_dir, self.track_dir):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _is_run(self) -> bool:

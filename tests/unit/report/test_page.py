@@ -74,7 +74,7 @@ def test_page_of_a_finished_run_says_it_all(finished: RunFolder, record: dict[st
         "Held-out loss fell from 3.91 to 2.87 (−27 %)",
         "bundled:smollm2-135m-instruct, tuned on workshop.jsonl with LoRA of rank 8.",
         "rows 640 steps 120 epochs 3 time 3m07s rows a second 10.2 tokens a second 642 peak memory 1.9 GB",
-        "708 read 640 trained on 20 held out 36 duplicate 12 dropped 3 of the trained ones cut to length",
+        "708 read 640 trained on 20 held out 36 duplicate 12 dropped 3 cut to length",
         "5 with the question of another row but another answer",
         "repeats an earlier row exactly 36",
         "workshop.jsonl, line 230 dropped field output is empty",

@@ -48,9 +48,17 @@ def start_elsewhere(run: RunFolder, then: str) -> subprocess.Popen[str]:
 
 def test_files_have_the_names_of_the_architecture_page(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "one")
-    files = [run.recipe_file, run.resolved_file, run.events_file, run.ledger_file, run.checkpoints_dir, run.adapter_dir]
+    files = [
+        run.recipe_file,
+        run.resolved_file,
+        run.events_file,
+        run.ledger_file,
+        run.checkpoints_dir,
+        run.adapter_dir,
+        run.track_dir,
+    ]
     assert " ".join(path.name for path in [*files, run.report_file, run.record_file]) == (
-        "recipe.yaml resolved.json events.jsonl ledger.jsonl checkpoints adapter report.html run.json"
+        "recipe.yaml resolved.json events.jsonl ledger.jsonl checkpoints adapter track report.html run.json"
     )
     assert not run.path.exists()
 
@@ -96,6 +104,7 @@ def test_clear_leaves_what_is_not_ours(run: RunFolder) -> None:
     run.write_record({})
     (run.checkpoints_dir / "checkpoint-1").mkdir(parents=True)
     run.adapter_dir.mkdir()
+    run.track_dir.mkdir()
     (run.path / "my notes.txt").touch()
     run.clear()
     assert names(run.path) == {"my notes.txt"}

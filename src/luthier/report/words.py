@@ -1,6 +1,8 @@
-"""Numbers as people read them, the same on the page, in the live view and in tables."""
+"""Numbers and paths as people read and type them, the same on the page, in the live view and in tables."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 
 def duration(seconds: float) -> str:
@@ -28,3 +30,8 @@ def loss(value: float | None) -> str:
 def change(before: float, after: float) -> str:
     """−27 %"""
     return f"{(after - before) / before * 100:+.0f} %".replace("-", "−")
+
+
+def typed(path: Path) -> str:
+    """A path as one word of a command line, in every shell."""
+    return f'"{path}"' if " " in str(path) else str(path)
