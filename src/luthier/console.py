@@ -64,12 +64,24 @@ def write(text: str) -> None:
     stream.flush()
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
-    """A table with literal cells. Long cells wrap."""
+def ask(prompt: str) -> str | None:
+    """A line typed by the user, or None at the end of input (Ctrl-D) or Ctrl-C."""
+    write(prompt)
+    try:
+        return input()
+    except (EOFError, KeyboardInterrupt):
+        write("\n")
+        return None
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None, lines: bool = False
+) -> None:
+    """A table with literal cells. Long cells wrap; `lines` puts one between rows."""
     from rich.markup import escape
     from rich.table import Table
 
-    grid = Table(title=title, title_justify="left")
+    grid = Table(title=title, title_justify="left", show_lines=lines)
     for column in columns:
         grid.add_column(escape(column), overflow="fold")
     for row in rows:

@@ -7,11 +7,19 @@ Nothing here, nor at the top of a command's file, imports torch: `luthier --help
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import typer
 
 from luthier import console
+from luthier.cli.chat import chat
+from luthier.cli.data import data
+from luthier.cli.demo import demo
 from luthier.cli.doctor import doctor
+from luthier.cli.evaluate import evaluate
+from luthier.cli.fetch import fetch
+from luthier.cli.merge import merge
+from luthier.cli.train import train
 from luthier.errors import LuthierError
 
 app = typer.Typer(
@@ -21,8 +29,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.callback()(lambda: None)  # keep `doctor` a command while it is the only one
-app.command()(doctor)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "doctor": doctor,
+    "fetch": fetch,
+    "data": data,
+    "train": train,
+    "eval": evaluate,
+    "chat": chat,
+    "merge": merge,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
 
 
 def main() -> None:

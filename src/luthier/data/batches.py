@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 
@@ -33,7 +34,7 @@ def micro_batches(
     ordered = sorted(examples, key=lambda example: len(example.input_ids))
     if parts is not None:
         borders = [len(ordered) * part // parts for part in range(parts + 1)]
-        cut = [ordered[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+        cut = [ordered[a:b] for a, b in itertools.pairwise(borders)]
         return [part for part in cut if part]
     batches: list[list[Example]] = []
     for example in ordered:

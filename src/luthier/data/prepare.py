@@ -9,10 +9,10 @@ from typing import Any
 from luthier.choice import Choice
 from luthier.data.conversation import Conversation, Message
 from luthier.data.formats import convert
-from luthier.data.ledger import Entry, Ledger
+from luthier.data.ledger import Entry, Ledger, Outcome
 from luthier.data.render import Example, Renderer
 from luthier.data.sources import read_rows
-from luthier.data.split import find_duplicates, split
+from luthier.data.split import find_duplicates, split, unseen
 from luthier.data.tokens import tokenize
 from luthier.errors import DataError, Problem
 from luthier.hub.cache import cache_dir
@@ -66,17 +66,22 @@ def prepare(settings: DataSettings, renderer: Renderer, *, max_length: int, seed
         for conversation, first in repeats.repeats:
             ledger.add(Entry(conversation.source, "duplicate", "repeats an earlier row", f"as {first}"))
     if settings.heldout:
-        train, heldout = conversations, _unseen(own_heldout, conversations, ledger)
+        train, (heldout, seen) = conversations, unseen(own_heldout, conversations)
+        for conversation in seen:
+            ledger.add(Entry(conversation.source, "dropped", "a held-out row whose prompt is also in training"))
     else:
         train, heldout = split(conversations, settings.holdout, seed)
 
     fit = _Fit(renderer, settings, max_length, ledger)
-    train_examples = fit.examples(train, "used")
-    heldout_examples = fit.examples(heldout, "heldout")
+    rendered = tokenize(renderer, [*train, *heldout], settings.train_on, cache_dir() / "tokens")
+    train_examples = fit.examples(train, rendered[: len(train)], "used")
+    heldout_examples = fit.examples(heldout, rendered[len(train) :], "heldout")
     fit.raise_any()
     ledger.check()
     if not train_examples:
-        raise DataError(Problem(", ".join(references), "no row is left to train on", f"see why: {_main_reason(ledger)}"))
+        raise DataError(
+            Problem(", ".join(references), "no row is left to train on", f"see why: {_main_reason(ledger)}")
+        )
     return Prepared(
         train=[example for _, some in train_examples for example in some],
         heldout=[some for _, some in heldout_examples],
@@ -111,27 +116,17 @@ def _read(
     return conversations, files, list(unused)
 
 
-def _unseen(heldout: list[Conversation], train: list[Conversation], ledger: Ledger) -> list[Conversation]:
-    """The rows of a held-out file whose prompt is not trained on: a seen one would flatter the loss."""
-    seen = {conversation.prompt for conversation in train}
-    for conversation in heldout:
-        if conversation.prompt in seen:
-            ledger.add(Entry(conversation.source, "dropped", "a held-out row whose prompt is also in training"))
-    return [conversation for conversation in heldout if conversation.prompt not in seen]
-
-
 class _Fit:
-    """Renders conversations and decides about those that are too long; writes every row's outcome into the ledger."""
+    """Decides about rows that are too long, and writes every row's outcome into the ledger."""
 
     def __init__(self, renderer: Renderer, settings: DataSettings, max_length: int, ledger: Ledger) -> None:
         self.renderer, self.settings, self.max_length, self.ledger = renderer, settings, max_length, ledger
         self.problems: list[Problem] = []
 
     def examples(
-        self, conversations: list[Conversation], outcome: Any
+        self, conversations: list[Conversation], rendered: list[list[Example]], outcome: Outcome
     ) -> list[tuple[Conversation, list[Example]]]:
         """The conversations that stay, with their sequences."""
-        rendered = tokenize(self.renderer, conversations, self.settings.train_on, cache_dir() / "tokens")
         kept = []
         for conversation, examples in zip(conversations, rendered, strict=True):
             fitted, entry = self._fit(conversation, examples, outcome)
@@ -140,7 +135,7 @@ class _Fit:
                 kept.append((conversation, fitted))
         return kept
 
-    def _fit(self, row: Conversation, examples: list[Example], outcome: Any) -> tuple[list[Example], Entry]:
+    def _fit(self, row: Conversation, examples: list[Example], outcome: Outcome) -> tuple[list[Example], Entry]:
         if not examples:
             return [], Entry(row.source, "dropped", "no turn of it is to be trained")
         longest = max(len(example.input_ids) for example in examples)
@@ -165,7 +160,12 @@ class _Fit:
         """
         if row.messages[0].role == "text":
             return [
-                replace(e, input_ids=e.input_ids[i : i + self.max_length], labels=e.labels[i : i + self.max_length], cut=True)
+                replace(
+                    e,
+                    input_ids=e.input_ids[i : i + self.max_length],
+                    labels=e.labels[i : i + self.max_length],
+                    cut=True,
+                )
                 for e in examples
                 for i in range(0, len(e.input_ids), self.max_length)
             ]
@@ -183,7 +183,9 @@ class _Fit:
             middle = (low + high + 1) // 2
             shorter = replace(question, content=question.content[len(question.content) - middle :])
             low, high = (middle, high) if self._try(row, (*system, shorter, answer)) else (low, middle - 1)
-        return self._try(row, (*system, replace(question, content=question.content[len(question.content) - low :]), answer))
+        return self._try(
+            row, (*system, replace(question, content=question.content[len(question.content) - low :]), answer)
+        )
 
     def _try(self, row: Conversation, messages: tuple[Message, ...]) -> list[Example]:
         examples = self.renderer.examples(Conversation(messages, row.source), self.settings.train_on)
@@ -202,8 +204,10 @@ def _head(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[Mes
     return messages[:start], messages[start:]
 
 
+def _end(message: Message, characters: int) -> Message:
+    return replace(message, content=message.content[len(message.content) - characters :])
+
+
 def _main_reason(ledger: Ledger) -> str:
     reasons = ledger.reasons()
     return max(reasons, key=lambda reason: reasons[reason]) if reasons else "the files are empty"
-
-

@@ -72,7 +72,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.thinking = thinking
         self._special = sorted(
-            {str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special} | set(tokenizer.all_special_tokens),
+            {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special} | set(tokenizer.all_special_tokens),
             key=len,
             reverse=True,
         )
@@ -86,7 +86,7 @@ class Renderer:
         return self._render(messages, add_generation_prompt=True).replace(_SPLIT, "")
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt that makes the model answer `messages`, as tokens [P]: the same in training, chat and evaluation."""
+        """The prompt that makes the model answer `messages`, as tokens [P]: the same in training, chat and eval."""
         return self._encode(self._render(messages, add_generation_prompt=True))
 
     # --- what is trained ------------------------------------------------------------------------------------

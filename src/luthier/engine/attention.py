@@ -71,10 +71,10 @@ def flat_attention(
 
 
 def causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
-    """[queries, keys] bool, True where the last `queries` of `keys` tokens may look; None where plain `is_causal` says it.
+    """[queries, keys] bool, True where the last `queries` of `keys` tokens may look; None where `is_causal` says it.
 
-        queries=2, keys=4, window=3:   1 1 1 0      the window counts the token itself
-                                       0 1 1 1
+    queries=2, keys=4, window=3:   1 1 1 0      the window counts the token itself
+                                   0 1 1 1
     """
     if queries == keys and (window is None or window >= keys):
         return None
@@ -85,7 +85,6 @@ def causal_mask(queries: int, keys: int, window: int | None, device: torch.devic
 
 def no_mask(*_: Any, **__: Any) -> None:
     """The layout says it all: transformers builds no mask for a flat batch."""
-    return None
 
 
 def register() -> None:

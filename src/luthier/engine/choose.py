@@ -30,8 +30,10 @@ def pick_engine(model: Any, examples: Sequence[Example], *, asked: str, dropout:
     if reason is None:
         difference = loss_difference(model, flat, examples)
         if difference <= TOLERANCE[model.dtype]:
-            return _chosen(model, flat, f"no padding, {sharing}; its loss differs from the plain one by {difference:.1e}")
-        reason = f"its loss differs from the plain one by {difference:.1e}"
+            return _chosen(
+                model, flat, f"no padding, {sharing}; its loss differs from the plain one by {difference:.1e}"
+            )
+        reason = f"the flat loss differs from the plain one by {difference:.1e}"
     if asked == "flat":
         raise ModelError(Problem("train.engine: flat", reason, "set train.engine: auto or plain"))
     return _chosen(model, PlainEngine(), f"padded batches of stock transformers: {reason}")
@@ -66,8 +68,9 @@ def _no_attention_interface(model: Any) -> str | None:
 
 
 def _other_layers(model: Any) -> str | None:
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    return f"layers of kind {', '.join(sorted(kinds))} carry state from one row to the next" if kinds else None
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    other = sorted(kinds - {"full_attention", "sliding_attention"})
+    return f"layers of kind {', '.join(other)} carry state from one row to the next" if other else None
 
 
 def _soft_capped(model: Any) -> str | None:

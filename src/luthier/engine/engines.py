@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -62,11 +62,10 @@ class PlainEngine:
     name = "plain"
 
     def loss_sum(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        length = max(len(e.input_ids) for e in examples)
         device = next(model.parameters()).device
-        input_ids = torch.tensor([e.input_ids + [0] * (length - len(e.input_ids)) for e in examples], device=device)
-        labels = torch.tensor([e.labels + [IGNORE] * (length - len(e.labels)) for e in examples], device=device)
-        mask = torch.tensor([[1] * len(e.input_ids) + [0] * (length - len(e.input_ids)) for e in examples], device=device)
+        input_ids = _padded([e.input_ids for e in examples], 0).to(device)
+        labels = _padded([e.labels for e in examples], IGNORE).to(device)
+        mask = _padded([[1] * len(e.input_ids) for e in examples], 0).to(device)
         logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
         return cross_entropy(
             logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
@@ -76,7 +75,13 @@ class PlainEngine:
         return len(examples) * max(len(e.input_ids) for e in examples)
 
 
-def set_attention(model: nn.Module, engine: Engine) -> None:
+def _padded(rows: list[list[int]], value: int) -> Tensor:
+    """[B, T]: rows filled up on the right. [[5, 6], [7]], 0 → [[5, 6], [7, 0]]."""
+    length = max(map(len, rows))
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+
+def set_attention(model: Any, engine: Engine) -> None:
     """Points this model instance's attention at what the engine needs."""
     if engine.name == "flat":
         attention.register()

@@ -26,7 +26,7 @@ def questions(
 def compare(
     model: Any, renderer: Renderer, asked: Sequence[tuple[tuple[Message, ...], str | None]]
 ) -> list[dict[str, Any]]:
-    """Base and tuned answers, greedy, as `answers` of run.json. `model` is a PeftModel: its base is the same weights."""
+    """Base and tuned answers, greedy, as `answers` of run.json. `model` is a PeftModel, which holds both."""
     prompts = [prompt for prompt, _ in asked]
     tuned = answer_all(model, renderer, prompts, max_new_tokens=MAX_NEW_TOKENS)
     with model.disable_adapter():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
@@ -33,9 +33,9 @@ def stream(
     max_new_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Pieces of the answer as they are generated. Temperature 0 is greedy."""
-    from threading import Thread
+    from threading import Event, Thread
 
     from transformers import TextIteratorStreamer
 
@@ -44,23 +44,35 @@ def stream(
     sampling: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
     )
+    options = {**sampling, "max_new_tokens": max_new_tokens, "streamer": streamer}
+    given_up = Event()
     failure: list[BaseException] = []
 
     def work() -> None:
         try:
-            _generate(
-                model, renderer, ids, torch.ones_like(ids), max_new_tokens=max_new_tokens, streamer=streamer, **sampling
-            )
+            _generate(model, renderer, ids, torch.ones_like(ids), stopping_criteria=[_when(given_up)], **options)
         except BaseException as error:  # handed to the reader below, who waits on the streamer
             failure.append(error)
             streamer.end()
 
     thread = Thread(target=work, daemon=True)
     thread.start()
-    yield from streamer
-    thread.join()
+    try:
+        yield from streamer
+    finally:
+        given_up.set()  # the reader went away (Ctrl-C): generation ends with the token in progress
+        thread.join()
     if failure:
         raise failure[0]
+
+
+def _when(event: Any) -> Any:
+    """A stopping criterion that holds once the event is set."""
+
+    def stop(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.full((len(input_ids),), event.is_set(), device=input_ids.device)
+
+    return stop
 
 
 def _generate(model: Any, renderer: Renderer, input_ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> Any:

@@ -70,7 +70,7 @@ def _no_target(target: str, known: list[str]) -> Problem:
 
 
 def identity(folder: Path) -> str:
-    """What a base model is, wherever it lies: SHA-256 over its config and its weight files' names, sizes and headers."""
+    """What a base model is, wherever it lies: SHA-256 over its config and its weight files' sizes and headers."""
     digest = hashlib.sha256()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for key in ("_name_or_path", "_model_name_or_path", "transformers_version", "dtype", "torch_dtype"):
@@ -83,9 +83,7 @@ def identity(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def save(
-    model: Any, folder: Path, renderer: Renderer, *, base_ref: str, base_folder: Path, system: str | None
-) -> None:
+def save(model: Any, folder: Path, renderer: Renderer, *, base_ref: str, base_folder: Path, system: str | None) -> None:
     """The adapter in PEFT's format, with tokenizer, chat template and `luthier.json`."""
     model.save_pretrained(folder)
     renderer.tokenizer.save_pretrained(folder)

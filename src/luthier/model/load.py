@@ -54,9 +54,8 @@ def _template(name: str) -> str:
         return (resources.files("luthier.model") / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
     if Path(name).is_file():
         return Path(name).read_text(encoding="utf-8")
-    raise ModelError(
-        Problem(f"model.chat_template: {name}", "is no file", f"we ship {' and '.join(SHIPPED_TEMPLATES)}; or a Jinja file")
-    )
+    shipped = f"we ship {' and '.join(SHIPPED_TEMPLATES)}; or name a Jinja file"
+    raise ModelError(Problem(f"model.chat_template: {name}", "is no file", shipped))
 
 
 def pick_thinking(tokenizer: Any, asked: bool | None) -> Choice[bool | None]:
@@ -83,7 +82,8 @@ def make_renderer(folder: Path, tokenizer: Any, thinking: bool | None) -> Render
 def context_length(folder: Path) -> int | None:
     """`max_position_embeddings` of the (text) model, or None where the config has none."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+    length = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+    return None if length is None else int(length)
 
 
 def load_model(folder: Path, *, dtype: str, device: str, trust_remote_code: bool = False) -> Any:
@@ -103,6 +103,18 @@ def load_model(folder: Path, *, dtype: str, device: str, trust_remote_code: bool
         raise ModelError(_unreadable(folder, "model", error)) from None
     # Loaded on the CPU first, then moved: direct loading has crashed on gfx1151 (AMD's own advice for that chip).
     return model.requires_grad_(False).to(device)
+
+
+def quiet() -> None:
+    """Turns off progress bars and notices of transformers and peft: Luthier shows its own."""
+    import warnings
+
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    # peft 0.21 asks transformers 5.23 for a property by its old name at every wrap.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
 def _unreadable(folder: Path, part: str, error: Exception) -> Problem:

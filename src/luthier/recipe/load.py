@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from luthier.errors import Problem, RecipeError
-from luthier.recipe.schema import Recipe
+from luthier.recipe.schema import Recipe, expand_short_forms
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -19,9 +19,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Relative paths in the recipe stay as written: they are read from the folder the command runs in.
     Raises RecipeError with every problem found.
     """
-    where = str(path)
-    raw = _read_yaml(Path(path))
-    raw = Recipe.expand_short_forms(raw)
+    return with_overrides(_read_yaml(Path(path)), overrides, str(path))
+
+
+def with_overrides(raw: dict[str, Any], overrides: Sequence[str], where: str) -> Recipe:
+    """Settings with `section.setting=value` overrides put in. Raises RecipeError with every problem found."""
+    raw = expand_short_forms(raw)
     problems = [problem for text in overrides if (problem := _override(raw, text)) is not None]
     if problems:
         raise RecipeError(*problems)

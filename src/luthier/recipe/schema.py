@@ -63,6 +63,7 @@ class DataSettings(Section):
 
 class AdapterSettings(Section):
     method: Literal["lora"] = "lora"
+    """How the model is changed. `lora`: small added matrices; the model's own weights stay."""
     rank: Count = 16
     """Width of the low-rank update."""
     alpha: Annotated[float, Field(gt=0)] = 32
@@ -85,14 +86,17 @@ class TrainSettings(Section):
     micro_batch_tokens: Auto | Count = "auto"
     """Tokens computed at once. auto: from the memory at hand."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Size of a step at its highest. Small models and few rows take more."""
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     """How the learning rate falls."""
     warmup: Annotated[float, Field(ge=0)] = 0.05
     """Steps of rising learning rate: a share of all steps below 1, a count from 1 on."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Pull of the adapter's weights towards 0."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are clipped to this norm. 0: not clipped."""
     logging_steps: Count = 1
+    """A line in events.jsonl and on the screen every so many steps."""
     save_steps: Auto | Count = "auto"
     """A checkpoint every so many steps. auto: ten in a run, and at most every 100 steps."""
     save_total_limit: Count = 2
@@ -108,13 +112,16 @@ class TrainSettings(Section):
     engine: Auto | Literal["flat", "plain"] = "auto"
     """`flat`: no padding, shared prefixes computed once. `plain`: padded batches of stock transformers."""
     seed: int = 42
+    """Same seed, data and machine: same run."""
     save_on_each_node: bool = False
     """Several machines: save on each, not only on the first."""
 
 
 class TrackSettings(Section):
     to: list[Literal["swanlab", "tensorboard", "wandb"]] = []
+    """Where curves are sent besides the run folder. Each is an extra: `pip install luthier[swanlab]`."""
     project: str = "luthier"
+    """The project's name in the tracker."""
     cloud: bool = False
     """Send to the tracker's cloud with your account. False: files on this machine only."""
 
@@ -134,14 +141,18 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def expand_short_forms(cls, raw: Any) -> Any:
-        """`model: REF` → `model: {ref: REF}`, and so on. Anything else stays as it is, for the checks to name."""
-        if not isinstance(raw, dict):
-            return raw
-        raw = dict(raw)
-        for section, key, kinds in (("model", "ref", str), ("data", "train", (str, list)), ("track", "to", list)):
-            if isinstance(raw.get(section), kinds):
-                raw[section] = {key: raw[section]}
-        if "system" in raw and isinstance(raw.get("data"), dict):  # the fourth line of a four-line recipe
-            raw["data"] = {"system": raw.pop("system"), **raw["data"]}
+    def _short_forms(cls, raw: Any) -> Any:
+        return expand_short_forms(raw)
+
+
+def expand_short_forms(raw: Any) -> Any:
+    """`model: REF` → `model: {ref: REF}`, and so on. Anything else stays as it is, for the checks to name."""
+    if not isinstance(raw, dict):
         return raw
+    raw = dict(raw)
+    for section, key, kinds in (("model", "ref", str), ("data", "train", (str, list)), ("track", "to", list)):
+        if isinstance(raw.get(section), kinds):
+            raw[section] = {key: raw[section]}
+    if "system" in raw and isinstance(raw.get("data"), dict):  # the fourth line of a four-line recipe
+        raw["data"] = {"system": raw.pop("system"), **raw["data"]}
+    return raw

@@ -41,6 +41,7 @@ class RunFolder:
         self.track_dir = self.path / "track"
         self.report_file = self.path / "report.html"
         self.record_file = self.path / "run.json"
+        self.evaluation_file = self.path / "evaluation.json"
         self._lock_file = self.path / "run.lock"
         self._owner_file = self.path / "running.json"
 
@@ -161,6 +162,10 @@ class RunFolder:
 
     # Where it stands.
 
+    def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """What `luthier eval` found, whole or not at all."""
+        _replace(self.evaluation_file, _to_json(evaluation, indent=2))
+
     def state(self) -> str:
         """Where it stands: empty, not started, running (pid N), finished; or how it ended early, and at which step.
 
@@ -219,7 +224,7 @@ def _exact_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 _ExactDumper.add_representer(str, _exact_text)
 
-_FILES = ("run.json", "recipe.yaml", "resolved.json", "events.jsonl", "ledger.jsonl", "report.html")
+_FILES = ("run.json", "evaluation.json", "recipe.yaml", "resolved.json", "events.jsonl", "ledger.jsonl", "report.html")
 
 
 def list_runs(folder: Path) -> list[RunFolder]:

@@ -15,7 +15,7 @@ from luthier.hardware.memory import peak_bytes
 Emit = Callable[[dict[str, Any]], None]
 
 
-class Events(TrainerCallback):
+class Events(TrainerCallback):  # type: ignore[misc]
     """Turns the Trainer's callbacks into the events of events.jsonl. `counted()` gives the tokens trained so far."""
 
     def __init__(self, emit: Emit, device: str, *, resumed: bool) -> None:
@@ -66,7 +66,7 @@ class Events(TrainerCallback):
         self.emit({"event": "save", "step": state.global_step, "path": path})
 
 
-class OrderlyStop(TrainerCallback):
+class OrderlyStop(TrainerCallback):  # type: ignore[misc]
     """Ctrl-C, SIGTERM and SIGHUP save a checkpoint after the step in progress and end the training.
 
     A second Ctrl-C stops at once. `reason` is what stopped it, or None. A context manager: signals are the process's.

@@ -15,7 +15,7 @@ from luthier.training import checkpoint, track
 from luthier.training.callbacks import Events, OrderlyStop
 from luthier.training.display import Display
 from luthier.training.job import Job
-from luthier.training.trainer import LuthierTrainer, StepDataset, quiet
+from luthier.training.trainer import LuthierTrainer, StepDataset
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,6 @@ class Fitted:
 
 def fit(job: Job, run: RunFolder) -> Fitted:
     """Trains the job's adapter. Raises Stopped when a signal ended it, after saving a checkpoint."""
-    quiet()
     last = checkpoint.newest(run.checkpoints_dir)
     run.write_resolved(job.choices)
     job.data.ledger.write(run.ledger_file)

@@ -50,7 +50,7 @@ def prepare_job(recipe: Recipe) -> Job:
     base, renderer = open_model(recipe, choices)
     max_length = choices["data.max_length"] = pick_max_length(recipe.data, load.context_length(base.path))
     data = prepare(recipe.data, renderer, max_length=max_length.value, seed=recipe.train.seed)
-    _show_data(data)
+    show_data(data)
 
     model = _load(recipe, base, choices)
     engine = pick_engine(model, data.train, asked=recipe.train.engine, dropout=recipe.adapter.dropout)
@@ -67,6 +67,7 @@ def prepare_job(recipe: Recipe) -> Job:
 
 def open_model(recipe: Recipe, choices: dict[str, Choice[Any]]) -> tuple[LocalModel, Renderer]:
     """The model's folder and the renderer of its conversations; no weights yet."""
+    load.quiet()
     settings = recipe.model
     base = fetch_model(settings.ref, revision=settings.revision, allow_code=settings.trust_remote_code)
     load.check_folder(base.path)
@@ -89,9 +90,15 @@ def _load(recipe: Recipe, base: LocalModel, choices: dict[str, Choice[Any]]) -> 
     return adapters.attach(model, recipe.adapter)
 
 
-def _show_data(data: Prepared) -> None:
+def show_data(data: Prepared) -> None:
+    """The files with what they were taken for, and the ledger."""
     for file in data.files:
-        console.say(f"Data {file['path']}: {file['rows']:,} rows, {file['format']} ({file['kind']}, {file['encoding']})")
+        console.say(f"Data {file['path']}: {describe(file)}")
     if data.unused_columns:
         console.warn(f"columns that are not used: {', '.join(data.unused_columns)}")
     data.ledger.show()
+
+
+def describe(file: dict[str, Any]) -> str:
+    """What a data file was taken for: `347 rows, messages (jsonl, utf-8)`."""
+    return f"{file['rows']:,} rows, {file['format']} ({file['kind']}, {file['encoding']})"

@@ -53,7 +53,9 @@ def pick_micro_batch(settings: TrainSettings, model: Any, examples: Sequence[Exa
     fitting = max(1, int(MEMORY_SHARE * free / each))
     if fitting < MOST_TOKENS[device]:
         return Choice(fitting, f"half of the {free / 1e9:.1f} GB free, at about {each / 1e6:.1f} MB a token")
-    return Choice(MOST_TOKENS[device], f"more is no faster on {device}; about {each * MOST_TOKENS[device] / 1e9:.1f} GB")
+    return Choice(
+        MOST_TOKENS[device], f"more is no faster on {device}; about {each * MOST_TOKENS[device] / 1e9:.1f} GB"
+    )
 
 
 def bytes_per_token(model: Any, examples: Sequence[Example], *, checkpointing: bool) -> float:
@@ -68,7 +70,7 @@ def bytes_per_token(model: Any, examples: Sequence[Example], *, checkpointing: b
     wide = getattr(config, "intermediate_size", None) or 4 * hidden
     layer = hidden if checkpointing else 16 * hidden + 5 * wide
     labelled = sum(e.num_labels for e in examples) / sum(len(e.input_ids) for e in examples)
-    return config.num_hidden_layers * layer * width + 3 * 4 * config.vocab_size * labelled
+    return float(config.num_hidden_layers * layer * width + 3 * 4 * config.vocab_size * labelled)
 
 
 def saved_tokens(engine: Engine, examples: Sequence[Example], settings: TrainSettings, budget: int) -> Choice[str]:
@@ -80,5 +82,5 @@ def saved_tokens(engine: Engine, examples: Sequence[Example], settings: TrainSet
         real += sum(len(row.input_ids) for row in rows)
         padded += len(rows) * max(len(row.input_ids) for row in rows)
         computed += sum(map(engine.cost, micro_batches(rows, engine.cost, budget=budget, parts=parts)))
-    text = f"{computed:,} of {padded:,} padded tokens"
-    return Choice(text, f"{real:,} are real; the layers compute {1 - computed / padded:.0%} fewer than a padded batch would")
+    fewer = f"{1 - computed / padded:.0%} fewer than padded batches of {settings.batch_size} rows"
+    return Choice(f"{computed:,} of {padded:,}", f"{real:,} are real tokens; the layers compute {fewer}")

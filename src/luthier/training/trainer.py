@@ -8,13 +8,12 @@ distribution stay the Trainer's.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from luthier.data.batches import epoch_steps, micro_batches
 from luthier.data.render import Example
@@ -40,7 +39,7 @@ class StepDataset(Dataset[list[Example]]):
         return [self.examples[i] for i in self.steps[index]]
 
 
-class _Epochs(TrainerCallback):
+class _Epochs(TrainerCallback):  # type: ignore[misc]
     """Draws each epoch's steps anew. The epoch follows from the step, so a resumed run draws the same."""
 
     def __init__(self, dataset: StepDataset) -> None:
@@ -50,7 +49,7 @@ class _Epochs(TrainerCallback):
         self.dataset.set_epoch(state.global_step // len(self.dataset))
 
 
-class LuthierTrainer(Trainer):
+class LuthierTrainer(Trainer):  # type: ignore[misc]
     """Trains on examples with an engine.
 
     Args:
@@ -58,6 +57,8 @@ class LuthierTrainer(Trainer):
         parts: micro-batches of a step instead of a budget (`gradient_accumulation_steps`).
         heldout: rows whose loss `evaluate()` gives.
     """
+
+    control: Any
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class LuthierTrainer(Trainer):
         super().__init__(
             model, args, train_dataset=steps, eval_dataset=heldout or None, callbacks=[_Epochs(steps), *callbacks]
         )
+        self.remove_callback(PrinterCallback)  # Luthier's own display shows the same figures
         self.engine, self.heldout, self.budget, self.parts = engine, heldout, budget, parts
         self.trained_tokens = self.computed_tokens = 0
 
@@ -128,16 +130,3 @@ class LuthierTrainer(Trainer):
 
 def _only(items: list[list[Example]]) -> list[Example]:
     return items[0]
-
-
-def quiet() -> None:
-    """Turns off progress bars and notices of the libraries: Luthier shows its own."""
-    import warnings
-
-    import transformers
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    # peft 0.21 asks transformers 5.23 for a property by its old name at every wrap.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

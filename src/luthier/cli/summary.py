@@ -1,0 +1,37 @@
+"""What a finished run comes to, on the screen: shared by `train` and `demo`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luthier import console
+from luthier.report.page import verdict
+from luthier.report.record import RunFolder
+
+
+def show_run(run: RunFolder) -> None:
+    """Answers before and after, the losses, and what to type next; the record with `--json`."""
+    record = run.record() or {}
+    show_answers(record["answers"])
+    result = record["result"]
+    console.say()
+    console.say(verdict(result).text, style="bold green")
+    console.say(
+        f"{result['steps']} steps in {result['seconds'] / 60:.1f} min, {result['samples_per_second']:.2f} rows/s, "
+        f"{result['tokens_per_second']:.0f} tokens/s, at most {result['peak_memory_bytes'] / 1e9:.1f} GB"
+    )
+    console.say()
+    console.say(f"report   {run.report_file}")
+    console.say(f"chat     luthier chat {run.path}")
+    console.say(f"merge    luthier merge {run.path} -o merged")
+    console.result({"ok": True, "run": str(run.path), **record})
+
+
+def show_answers(answers: list[dict[str, Any]]) -> None:
+    """Side by side: the prompt, what the base answered, what the tuned model answers."""
+    rows = [(answer["prompt"], _short(answer["base"]), _short(answer["tuned"])) for answer in answers]
+    console.table(("asked", "before", "after"), rows, title="Answers", lines=True)
+
+
+def _short(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else text[:most] + " …"
