@@ -50,6 +50,11 @@ class Hub(Protocol):
     @property
     def endpoint(self) -> str: ...
 
+    @property
+    def signed_in(self) -> bool:
+        """Whether there is an access token: in the environment, or from the hub's own login command."""
+        ...
+
     def listing(self, repo: str, kind: Kind, revision: str) -> Listing: ...
 
     def address(self, repo: str, kind: Kind, revision: str, path: str) -> tuple[str, dict[str, str]]:
@@ -115,10 +120,9 @@ def revision_missing(hub: Hub, repo: str, revision: str) -> HubError:
 
 def refused(hub: Hub, repo: str, kind: Kind, status: int | None) -> HubError:
     """The hub wants to know who asks (401), or does not let this user in (403, gated)."""
-    has_token = bool(os.environ.get(hub.token_variable))
-    what = f"{hub.title} does not give this {_noun(kind)} to {'your account' if has_token else 'anonymous users'}"
-    if has_token:
-        fix = f"accept its terms on {hub.endpoint}, and check that the token in {hub.token_variable} may read it"
+    what = f"{hub.title} does not give this {_noun(kind)} to {'your account' if hub.signed_in else 'anonymous users'}"
+    if hub.signed_in:
+        fix = f"accept its terms on {hub.endpoint}, and check that your access token ({hub.token_variable}) may read it"
     else:
         fix = f"accept its terms on {hub.endpoint} if it has any, then set {hub.token_variable} to your access token"
     return HubError(Problem(f"{hub.name}:{repo}", f"{what} (HTTP {status or 401})", fix))

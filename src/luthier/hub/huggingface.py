@@ -32,6 +32,12 @@ class HuggingFace:
         # passed on explicitly everywhere: huggingface_hub reads the variable only when it is imported
         return endpoint_of(self.endpoint_variable, "https://huggingface.co")
 
+    @property
+    def signed_in(self) -> bool:
+        from huggingface_hub import get_token
+
+        return get_token() is not None
+
     def listing(self, repo: str, kind: Kind, revision: str) -> Listing:
         from huggingface_hub import HfApi
 

@@ -31,6 +31,10 @@ class ModelScope:
     def endpoint(self) -> str:
         return endpoint_of(self.endpoint_variable, "https://modelscope.cn")
 
+    @property
+    def signed_in(self) -> bool:
+        return bool(self._api().legacy.token)
+
     def listing(self, repo: str, kind: Kind, revision: str) -> Listing:
         with self._errors(repo, kind, revision):
             files = self._api().list_repo_files(repo, kind, revision=revision)

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 Advance = Callable[[int], None]
 
-ATTEMPTS = 5
-CONNECT_SECONDS = 10.0
-READ_SECONDS = 30.0
+ATTEMPTS = 5  # in a row that bring nothing new
+TIMEOUT = (10.0, 30.0)  # seconds to connect, and between two pieces
 PIECE = 1 << 16  # bytes: at most so much is lost when a connection breaks
 
 
@@ -52,15 +51,18 @@ def transfer(remote: Remote, target: Path, advance: Advance) -> None:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = _Partial(target, remote, advance)
-    for attempt in range(1, ATTEMPTS + 1):
+    fruitless = 0
+    while fruitless < ATTEMPTS:
+        had = partial.size
         try:
             _attempt(remote, partial)
             partial.finish()
             return
         except _InterruptedError as error:
             last = error.__cause__ or error
-            time.sleep(0.5 * (attempt - 1))
-    what = f"{target.name} broke off {ATTEMPTS} times, at last with {without_secrets(last)}"
+            fruitless = 0 if partial.size > had else fruitless + 1
+            time.sleep(0.5 * fruitless)
+    what = f"{target.name} broke off, and {ATTEMPTS} more attempts brought nothing; the last: {without_secrets(last)}"
     raise HubError(Problem(remote.where, what, "run the command again: it goes on where it stopped")) from last
 
 
@@ -121,9 +123,7 @@ def _attempt(remote: Remote, partial: _Partial) -> None:
         if remote.digest is None:
             headers["If-Range"] = partial.tag
     try:
-        with requests.get(
-            remote.url, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)
-        ) as response:
+        with requests.get(remote.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
             _receive(remote, partial, response)
     except requests.RequestException as error:
         raise _InterruptedError from error

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -19,6 +19,7 @@ class Fault:
 
     kind: str  # "cut": `at` bytes come, then the connection ends; "flip": byte `at` is another one; "status"
     at: int = 0
+    step: int = 0  # how much further the next cut is
     status: int = 500
     error_code: str = ""
     times: int = 1_000_000
@@ -203,7 +204,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is None or fault.times == 0 or (self.command == "HEAD" and fault.kind != "status"):
             return None
         fault.times -= 1
-        return fault
+        now = replace(fault)
+        fault.at += fault.step
+        return now
 
     def _json(self, value: object) -> None:
         self._answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

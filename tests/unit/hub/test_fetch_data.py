@@ -40,8 +40,7 @@ def test_an_address_is_fetched_once(standin: Standin, home: Path, monkeypatch: p
     assert fetch_data(url) == [path]
 
 
-def test_a_github_page_is_fetched_as_its_raw_file(standin: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address that the tutorial links to. GitHub's raw files are stood in for by this machine's server."""
+def test_a_github_page_is_fetched_as_its_raw_file(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(fetch, "fetch_address", lambda url: asked.append(url) or Path("rows"))
     fetch_data("https://github.com/KMnO4-zx/huanhuan-chat/blob/master/dataset/train/lora/huanhuan.json")
@@ -59,7 +58,7 @@ def test_an_interrupted_address_goes_on_where_it_stopped(standin: Standin) -> No
 def test_a_file_that_changed_meanwhile_is_fetched_anew(standin: Standin) -> None:
     standin.files["/rows.jsonl"] = ROWS
     standin.faults["/rows.jsonl"] = Fault("cut", at=70_000)
-    assert "broke off 5 times" in fail(f"{standin.url}/rows.jsonl")
+    assert "5 more attempts brought nothing" in fail(f"{standin.url}/rows.jsonl")
     standin.faults.clear()
     standin.files["/rows.jsonl"] = other = ROWS.upper()
     [path] = fetch_data(f"{standin.url}/rows.jsonl")

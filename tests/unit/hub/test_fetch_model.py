@@ -90,12 +90,20 @@ def test_an_interrupted_transfer_goes_on_where_it_stopped(standin: Standin, hub:
     assert [request.range for request in standin.asked("model.safetensors")] == [None, "bytes=65536-"]
 
 
+def test_a_line_that_breaks_often_still_brings_the_file(standin: Standin) -> None:
+    standin.add_model("hf", "a/b", FILES)
+    standin.faults["model.safetensors"] = Fault("cut", at=70_000, step=70_000)
+    assert (fetch_model("hf:a/b").path / "model.safetensors").read_bytes() == WEIGHTS
+    ranges = [request.range for request in standin.asked("model.safetensors")]
+    assert ranges == [None, *(f"bytes={65536 * i}-" for i in (1, 2, 3, 4))]
+
+
 @BOTH
 def test_a_transfer_that_failed_goes_on_in_the_next_call(standin: Standin, home: Path, hub: str) -> None:
     standin.add_model(hub, "a/b", FILES)
     standin.faults["model.safetensors"] = Fault("cut", at=100_000)
     message = fail(f"{hub}:a/b")
-    assert message.startswith(f"{hub}:a/b: model.safetensors broke off 5 times, at last with ")
+    assert message.startswith(f"{hub}:a/b: model.safetensors broke off, and 5 more attempts brought nothing; ")
     assert message.endswith("fix: run the command again: it goes on where it stopped")
     assert not list(home.glob("models/*/*/ma*r")) and not list(home.glob("models/*/*/main"))
     standin.faults.clear()
@@ -207,7 +215,7 @@ def test_a_gated_model_names_the_variable_and_never_the_token(
     monkeypatch.setenv(variable, "hf_verysecretverysecret")
     message = fail(f"{hub}:a/b")
     assert f"to your account (HTTP {status})" in message
-    assert f"check that the token in {variable} may read it" in message
+    assert f"check that your access token ({variable}) may read it" in message
     assert "secret" not in message
     assert standin.requests[-1].authorization == "Bearer hf_verysecretverysecret"
 
