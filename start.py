@@ -24,7 +24,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import queue
 import re
 import shutil
 import signal
@@ -41,7 +40,7 @@ sys.path.insert(0, str(ROOT / "src"))  # these modules need the standard library
 
 from luthier.errors import InputError, LuthierError, Problem  # noqa: E402
 from luthier.hardware.gpus import find_gpus  # noqa: E402
-from luthier.hardware.torch_builds import ASKED, Build, Plan, load_table, plan  # noqa: E402
+from luthier.hardware.torch_builds import ASKED, OWN_INDEX, Build, Plan, load_table, plan  # noqa: E402
 from luthier.hardware.wheel_index import kind_of_wheel, troubles  # noqa: E402
 
 VENV = ROOT / ".venv"
@@ -49,7 +48,7 @@ BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 STAMP = VENV / "installed.json"  # written last: its presence means that the install is complete
 LOG = VENV / "install.log"
-PIP = [str(PYTHON), "-m", "pip", "install"]
+PIP = [str(PYTHON), "-m", "pip", "install", "--no-compile"]  # Python compiles what is used when it is first used
 TORCH_PIN = VENV / "torch.txt"
 INPUTS = [ROOT / "pyproject.toml", ROOT / "constraints.txt", ROOT / "src/luthier/hardware/torch_builds.json"]
 PIP_WITH_RAW_PROGRESS = (24, 1)
@@ -179,7 +178,7 @@ def install_torch(builds: Sequence[Build], steps: Steps) -> str:
     with steps.step("Install torch") as step:
         missing = troubles(builds)
         for build in builds:
-            trouble = missing.get(build, "") if build.index else trouble_with_own_index(build)
+            trouble = missing.get(build, "") if build.index else trouble_with_own_index(build, steps)
             if trouble:
                 step.notes.append(f"{build}: {trouble}")
                 continue
@@ -189,20 +188,23 @@ def install_torch(builds: Sequence[Build], steps: Steps) -> str:
                 steps.pip(*(["--extra-index-url", build.index] if build.index else []), *build.requirements)
             version = output([str(PYTHON), "-c", "import importlib.metadata as m; print(m.version('torch'))"])
             TORCH_PIN.write_text(f"torch=={version}", encoding="utf-8")  # so that no later step replaces it
-            step.result = str(build)
-            return step.result
+            step.result = f"{version} from {build.index or OWN_INDEX}"
+            return str(build)
         what = "no build that fits this machine can be had:\n    " + "\n    ".join(step.notes)
         fix = "let pip reach one of those addresses; or install torch yourself and start with --torch keep"
         raise InputError(Problem("torch", what, fix))
 
 
-def trouble_with_own_index(build: Build) -> str:
+def trouble_with_own_index(build: Build, steps: Steps) -> str:
     """On Linux the package index may hold torch's CUDA or CPU build: "" if it is the wanted one, else what is wrong."""
     if platform.system() != "Linux":
         return ""
-    kind = kind_of_wheel(output([*PIP, "--dry-run", "--no-deps", "-q", "--report", "-", *build.requirements]))
+    report = VENV / "torch.json"
+    # fast-deps reads a wheel's metadata without downloading the wheel, from indexes that do not serve it apart
+    steps.run([*PIP, "--dry-run", "--use-feature=fast-deps", "--no-deps", "--report", str(report), *build.requirements])
+    kind = kind_of_wheel(report.read_text(encoding="utf-8") if report.exists() else "")
     cuda = f"it holds the CUDA build, up to {load_table()['cuda'][0]['disk_gb']} GB; --torch cuda takes it"
-    return {build.kind: "", "": "not there", "cuda": cuda, "cpu": "it holds the CPU build"}[kind]
+    return "" if kind == build.kind else {"": "not there", "cuda": cuda, "cpu": "it holds the CPU build"}[kind]
 
 
 def site_packages() -> Path:
@@ -228,8 +230,12 @@ class Step:
         self.notes: list[str] = []
         self.began = self.last_sign = time.monotonic()
 
-    def show(self, activity: str = "") -> None:
-        self.activity = activity or self.activity
+    def live(self, done: threading.Event) -> None:
+        """Keep the line alive until `done`."""
+        while not done.wait(0.5):
+            self.show()
+
+    def show(self) -> None:
         line = f"{self.title} … {time.monotonic() - self.began:.0f} s  {self.activity}"
         if sys.stderr.isatty():
             width = shutil.get_terminal_size().columns - 1
@@ -288,17 +294,20 @@ class Steps:
             errors="replace",
             pass_fds=() if os.name == "nt" else (self.lock.fileno(),),
         )
-        lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=pump, args=(process, lines), daemon=True).start()
+        done = threading.Event()
+        clock = threading.Thread(target=self.current.live, args=(done,), daemon=True)
+        clock.start()
         try:
-            while (line := next_line(lines, self.current)) is not None:
-                self.current.show(activity(line))
+            for line in process.stdout or ():
+                self.current.activity = activity(line) or self.current.activity
                 if not line.startswith("Progress "):
-                    self.lines.append(line)
+                    self.lines.append(line.rstrip())
             return process.wait()
         finally:
             process.kill()
             process.wait()
+            done.set()
+            clock.join()
             if VENV.is_dir():
                 LOG.write_text("\n".join(self.lines), encoding="utf-8")
 
@@ -311,21 +320,6 @@ def say(text: str) -> None:
 def output(command: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
     return done.stdout.strip()
-
-
-def pump(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
-    for line in process.stdout or ():
-        lines.put(line.rstrip())
-    lines.put(None)
-
-
-def next_line(lines: queue.Queue[str | None], step: Step) -> str | None:
-    """The program's next line, None at its end; the step's clock goes on meanwhile."""
-    while True:
-        try:
-            return lines.get(timeout=0.5)
-        except queue.Empty:
-            step.show()
 
 
 def activity(line: str) -> str:

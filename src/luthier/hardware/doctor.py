@@ -202,7 +202,7 @@ def check_libraries(facts: Facts) -> Iterator[Finding]:
 
 def check_hubs(facts: Facts) -> Iterator[Finding]:
     for address, trouble in facts.hubs.items():
-        yield Finding("hub", f"{address}: {trouble}" if trouble else f"{address} answers")
+        yield Finding("hub", f"{address} does not answer ({trouble})" if trouble else f"{address} answers")
     if facts.hubs and all(facts.hubs.values()):
         fact = "no hub answers; local folders, cached models and the bundled model work all the same"
         fix = "to fetch models, set a proxy (HTTPS_PROXY) or a mirror (HF_ENDPOINT=https://hf-mirror.com)"

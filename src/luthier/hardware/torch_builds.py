@@ -13,6 +13,7 @@ from typing import Any
 from luthier.errors import InputError, Problem
 from luthier.hardware.parse import Gpu
 
+OWN_INDEX = "the package index pip is set to"
 ASKED = "auto, cpu, cuda, keep, or rocm-gfx1151 with your chip's gfx name"
 
 
@@ -26,7 +27,7 @@ class Build:
     disk_gb: int
 
     def __str__(self) -> str:
-        return f"{' '.join(self.requirements)} from {self.index or 'the package index pip is set to'}"
+        return f"{' '.join(self.requirements)} from {self.index or OWN_INDEX}"
 
 
 @dataclass(frozen=True)
