@@ -91,12 +91,13 @@ def _contents(run: RunFolder) -> dict[str, Any]:
 
 
 def _turn(evaluations: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The evaluation with the lowest held-out loss, where the loss rose again after it by more than a hundredth."""
+    """The evaluation with the lowest held-out loss, where it fell to that and rose again by more than a hundredth."""
     measured = [event for event in evaluations if event["heldout_loss"] is not None]
     if not measured:
         return None
     best = min(measured, key=lambda event: event["heldout_loss"])
-    return best if measured[-1]["heldout_loss"] > 1.01 * best["heldout_loss"] else None
+    rose_again = measured[-1]["heldout_loss"] > 1.01 * best["heldout_loss"]
+    return best if rose_again and best is not measured[0] else None
 
 
 def _fates(ledger: dict[str, Any]) -> list[tuple[str, str, int]]:

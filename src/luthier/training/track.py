@@ -11,9 +11,11 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
 from transformers.trainer_callback import TrainerCallback
 
 from luthier import console
@@ -151,10 +153,17 @@ def _command(program: str, arguments: str, path: Path) -> str:
 
 
 def _swanlab_mode(place: Place) -> str:
-    """`local` is for SwanLab's dashboard, which needs the package swanboard and logs an error without it."""
     if place.cloud:
         return "online"
-    return "local" if importlib.util.find_spec("swanboard") else "offline"
+    return "local" if _has_swanlab_dashboard() else "offline"
+
+
+def _has_swanlab_dashboard() -> bool:
+    """Whether `local` works: without the very version of swanboard that SwanLab names it trains but logs an error."""
+    wanted = [need for need in map(Requirement, metadata.requires("swanlab") or []) if need.name == "swanboard"]
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return any(need.specifier.contains(metadata.version("swanboard"), prereleases=True) for need in wanted)
+    return False
 
 
 def _start_swanlab(place: Place, step: int) -> Open:

@@ -79,6 +79,7 @@ def test_page_of_a_finished_run_says_it_all(finished: RunFolder, record: dict[st
         "repeats an earlier row exactly 36",
         "workshop.jsonl, line 230 dropped field output is empty",
         "Half of the rows have up to 61 tokens, 95 % up to 142, the longest 388. 24,310 tokens are learned from.",
+        "Shared beginnings were computed once: 71,000 tokens instead of 120,300.",
         "train.learning_rate 0.0001",
         "model.dtype bfloat16 this processor multiplies bfloat16 4.1 times as fast as float32",
         "train.gradient_checkpointing false activations fit into memory",
@@ -155,6 +156,12 @@ def test_held_out_loss_that_turned_is_named(started: RunFolder) -> None:
     for step, loss in ((0, 3.0), (20, 2.6), (40, 2.9)):
         started.log({"event": "evaluation", "step": step, "heldout_loss": loss})
     assert "Held-out loss was lowest at step 20 (2.60) and rose after it" in Page(write_report(started)).line
+
+
+def test_held_out_loss_that_only_rose_has_no_turn(started: RunFolder) -> None:
+    for step, loss in ((0, 2.0), (20, 2.6)):
+        started.log({"event": "evaluation", "step": step, "heldout_loss": loss})
+    assert "was lowest at" not in Page(write_report(started)).line
 
 
 def test_rows_that_the_ledger_cannot_explain_are_shown(finished: RunFolder, record: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -177,12 +178,19 @@ def test_a_cloud_that_no_tracker_has_is_refused() -> None:
     assert track.check(TrackSettings()) == []
 
 
-def test_swanlab_uses_its_dashboard_where_that_is_installed(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: Any
+@pytest.mark.parametrize(("swanboard", "hint"), [("0.1.10b2", " watch "), ("0.1.6", " sync "), (None, " sync ")])
+def test_swanlab_uses_its_dashboard_where_the_right_one_is_installed(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: Any, swanboard: str | None, hint: str
 ) -> None:
-    without(monkeypatch)
+    def version(package: str) -> str:
+        if swanboard is None:
+            raise metadata.PackageNotFoundError(package)
+        return swanboard
+
+    monkeypatch.setattr(metadata, "requires", lambda package: ["rich", 'swanboard==0.1.10b2; extra == "dashboard"'])
+    monkeypatch.setattr(metadata, "version", version)
     track.callbacks(TrackSettings(to=["swanlab"]), run, "one")
-    assert f" watch {run.track_dir / 'swanlab'}" in capsys.readouterr().out
+    assert f"{hint}{run.track_dir / 'swanlab'}" in capsys.readouterr().out
 
 
 # While it runs

@@ -1,0 +1,24 @@
+"""luthier report: the page of a run, made anew from its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier import console
+from luthier.report.page import write_report
+from luthier.report.record import RunFolder
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Write report.html of a run again, finished or not, and say where it is."""
+    if json:
+        console.use_json()
+    page = write_report(RunFolder.open(run)).resolve()
+    console.result({"ok": True, "report": str(page)})
+    console.say(f"Open it in a browser: {page.as_uri()}")
