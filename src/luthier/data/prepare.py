@@ -64,7 +64,8 @@ def prepare(settings: DataSettings, renderer: Renderer, *, max_length: int, seed
     if settings.duplicates == "drop":
         conversations = repeats.unique
         for conversation, first in repeats.repeats:
-            ledger.add(Entry(conversation.source, "duplicate", "repeats an earlier row", f"as {first}"))
+            place = f"{first.unit} {first.number}" if first.file == conversation.source.file else str(first)
+            ledger.add(Entry(conversation.source, "duplicate", "repeats an earlier row", f"as {place}"))
     if settings.heldout:
         train, (heldout, seen) = conversations, unseen(own_heldout, conversations)
         for conversation in seen:
