@@ -136,9 +136,7 @@ def progress(description: str, total: float | None, *, unit: str = "") -> Iterat
         yield Progress(lambda n=1: None)
         return
     columns: list[bars.ProgressColumn] = [bars.TextColumn("{task.description}", markup=False), bars.BarColumn()]
-    columns += (
-        [bars.DownloadColumn(), bars.TransferSpeedColumn()] if unit == "bytes" else [bars.MofNCompleteColumn()]
-    )
+    columns += [bars.DownloadColumn(), bars.TransferSpeedColumn()] if unit == "bytes" else [bars.MofNCompleteColumn()]
     columns += [bars.TimeRemainingColumn(compact=True)]
     with bars.Progress(*columns, console=people()) as shown:
         task = shown.add_task(description, total=total)

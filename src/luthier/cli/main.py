@@ -19,6 +19,8 @@ from luthier.cli.doctor import doctor
 from luthier.cli.evaluate import evaluate
 from luthier.cli.fetch import fetch
 from luthier.cli.merge import merge
+from luthier.cli.report import report
+from luthier.cli.runs import runs
 from luthier.cli.train import train
 from luthier.errors import LuthierError
 
@@ -38,6 +40,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "chat": chat,
     "merge": merge,
+    "runs": runs,
+    "report": report,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

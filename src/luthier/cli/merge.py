@@ -27,10 +27,12 @@ def merge(
     from luthier.report.record import RunFolder
 
     merged = merge_run(RunFolder.open(run), output, dtype=dtype)
+    console.say(f"saved in {merged.dtype.value}: {merged.dtype.reason}")
     console.say(
         f"Largest difference of a logit, merged against adapter, on {merged.prompts} prompts: {merged.difference:.2g} "
-        f"({merged.dtype} allows {merged.bound:g}); the same best token at {merged.agreement:.2%} of positions"
+        f"({merged.dtype.value} allows {merged.bound:g}); the same best token at {merged.agreement:.2%} of positions"
     )
     console.say(f"merged   {merged.path}")
     console.say(f"chat     luthier chat {merged.path}")
-    console.result({"ok": True, **vars(merged), "path": str(merged.path)})
+    facts = {"dtype": merged.dtype.value, "why": merged.dtype.reason, "bound": merged.bound}
+    console.result({"ok": True, **vars(merged), **facts, "path": str(merged.path)})

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from luthier.choice import Choice
 from luthier.data.conversation import Message
 from luthier.errors import CheckFailed, Problem, RunError
+from luthier.hub.fetch import fetch_model
 from luthier.inference.opened import Opened, open_run
 from luthier.model import load
 from luthier.report.record import RunFolder
 
-BOUND = {"float32": 1e-3, "bfloat16": 1.0, "float16": 0.1}
-"""Largest difference of a logit that rounding the merged weights to the dtype may make. Measured on SmolLM2-135M:
-docs/merge.md."""
+BOUND = {"float32": 1e-3, "float16": 0.5, "bfloat16": 1.0}
+"""Largest change of a logit that is taken for rounding of the merged weights. What was measured: docs/merge.md."""
 PROMPTS = 4
 
 
@@ -28,18 +29,29 @@ class Merged:
     """`difference`: the largest of any logit; `agreement`: share of positions with the same best token."""
 
     path: Path
-    dtype: str
+    dtype: Choice[str]
     difference: float
-    bound: float
     agreement: float
     prompts: int
 
+    @property
+    def bound(self) -> float:
+        return BOUND[self.dtype.value]
+
+    @property
+    def holds(self) -> bool:
+        return self.difference <= self.bound  # never true of NaN
+
 
 def merge(run: RunFolder, output: Path, *, dtype: str | None = None) -> Merged:
-    """Adds the adapter to the weights in float32, saves them in `dtype` (None: the base's own) and compares.
+    """Adds the adapter to the weights in float32, saves them and checks that nothing else changed.
 
     The folder is written beside its final place, loaded again, and its logits are compared with the adapter's on the
     run's own prompts and answers; only a folder that holds the bound gets its name.
+
+    Args:
+        dtype: of the saved weights. None: the dtype in which the base is published, or float32 where the base's dtype
+            is too coarse to hold the adapter's update.
 
     Raises:
         RunError: the output is taken, or the run has no result.
@@ -47,31 +59,41 @@ def merge(run: RunFolder, output: Path, *, dtype: str | None = None) -> Merged:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RunError(Problem(str(output), "is not empty", "name another folder: -o DIR"))
-    opened = open_run(run, dtype="float32")
-    dtype = dtype or stored_dtype(opened.base.path)
-    sequences = _sequences(opened, run)
-    expected = [logits(opened.model, ids) for ids in sequences]
-
     partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    merged = opened.model.merge_and_unload(safe_merge=True).to(getattr(torch, dtype))
-    _save(merged, partial, opened)
-    del merged
-    again = load.load_model(partial, dtype="float32", device=opened.device).eval()
-    found = [logits(again, ids) for ids in sequences]
-    difference = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
-    same = [a.argmax(-1) == b.argmax(-1) for a, b in zip(found, expected, strict=True)]
-    result = Merged(output, dtype, difference, BOUND[dtype], float(torch.cat(same).float().mean()), len(sequences))
-    if not difference <= result.bound:  # also true of NaN
+    if dtype is not None:
+        merged = _merge(run, partial, Choice(dtype, "asked for"))
+    else:
+        base = fetch_model(run.read_recipe().model.ref, revision=run.read_recipe().model.revision).path
+        merged = _merge(run, partial, Choice(stored_dtype(base), "the base is published in it"))
+        if not merged.holds and merged.dtype.value != "float32":
+            coarse = f"{merged.dtype.value} would change logits by up to {merged.difference:.2g}"
+            merged = _merge(run, partial, Choice("float32", coarse))
+    if not merged.holds:
         shutil.rmtree(partial, ignore_errors=True)
-        what = f"merged logits differ by {difference:.2g}; {dtype} allows {result.bound:g}"
-        fix = "merge in a wider type: --dtype float32; or use the adapter itself"
-        raise CheckFailed(Problem(str(output), what, fix))
+        what = (
+            f"merged logits differ by up to {merged.difference:.2g}, and {merged.dtype.value} allows {merged.bound:g}"
+        )
+        raise CheckFailed(Problem(str(output), what, "leave --dtype out, or use the adapter as it is"))
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.is_dir():
         output.rmdir()
     partial.rename(output)
-    return result
+    return replace(merged, path=output)
+
+
+def _merge(run: RunFolder, folder: Path, dtype: Choice[str]) -> Merged:
+    """Merges into `folder` and compares what is loaded from there with the adapter."""
+    shutil.rmtree(folder, ignore_errors=True)
+    opened = open_run(run, dtype="float32")
+    sequences = _sequences(opened, run)
+    expected = [logits(opened.model, ids) for ids in sequences]
+    merged = opened.model.merge_and_unload(safe_merge=True).to(getattr(torch, dtype.value))
+    _save(merged, folder, opened)
+    again = load.load_model(folder, dtype="float32", device=opened.device).eval()
+    found = [logits(again, ids) for ids in sequences]
+    difference = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+    same = torch.cat([a.argmax(-1) == b.argmax(-1) for a, b in zip(found, expected, strict=True)])
+    return Merged(folder, dtype, difference, float(same.float().mean()), len(sequences))
 
 
 def stored_dtype(folder: Path) -> str:
