@@ -17,6 +17,7 @@ from luthier.errors import CheckFailed, Problem, RunError
 from luthier.hub.fetch import fetch_model
 from luthier.inference.opened import Opened, open_run
 from luthier.model import load
+from luthier.model.adapters import write_card
 from luthier.report.record import RunFolder
 
 BOUND = {"float32": 1e-3, "float16": 0.5, "bfloat16": 1.0}
@@ -127,3 +128,4 @@ def _save(model: Any, folder: Path, opened: Opened) -> None:
     model.generation_config.eos_token_id = opened.renderer.stop_ids
     model.save_pretrained(folder)
     opened.renderer.tokenizer.save_pretrained(folder)
+    write_card(folder, opened.renderer, base_ref=opened.base.ref, base_folder=opened.base.path, system=opened.system)

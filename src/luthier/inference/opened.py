@@ -11,6 +11,7 @@ from luthier.errors import Problem, RunError
 from luthier.hardware import compute
 from luthier.hardware.environment import prepare_torch
 from luthier.hub.fetch import LocalModel, fetch_model
+from luthier.model.adapters import CARD, read_card
 from luthier.recipe.schema import ModelSettings, Recipe
 from luthier.report.record import RunFolder
 
@@ -32,7 +33,9 @@ def open_ref(ref: str, *, dtype: str = "auto") -> Opened:
     """Opens a run folder, or else a model reference. Raises InputError."""
     if (Path(ref) / "recipe.yaml").is_file() or (Path(ref).is_dir() and not (Path(ref) / "config.json").is_file()):
         return open_run(RunFolder.open(ref), dtype=dtype)
-    return _open(ModelSettings(ref=ref), None, None, dtype)
+    card = Path(ref) / CARD
+    system = read_card(Path(ref))["system"] if card.is_file() else None  # a merged model remembers it
+    return _open(ModelSettings(ref=ref), system, None, dtype)
 
 
 def open_run(run: RunFolder, *, dtype: str = "auto") -> Opened:

@@ -14,7 +14,7 @@ from luthier.errors import ModelError, Problem
 from luthier.recipe.schema import AdapterSettings
 
 CARD = "luthier.json"
-"""Beside the adapter: base model and its identity, system prompt, thinking mode, stop tokens."""
+"""Beside an adapter or a merged model: base model and its identity, system prompt, thinking mode, stop tokens."""
 
 
 def linear_names(model: Any) -> list[str]:
@@ -91,6 +91,11 @@ def save(model: Any, folder: Path, renderer: Renderer, *, base_ref: str, base_fo
     config = json.loads(config_file.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = str(base_folder)
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+    write_card(folder, renderer, base_ref=base_ref, base_folder=base_folder, system=system)
+
+
+def write_card(folder: Path, renderer: Renderer, *, base_ref: str, base_folder: Path, system: str | None) -> None:
+    """`luthier.json`: what it takes to ask the model as it was trained."""
     card = {
         "base": base_ref,
         "base_identity": identity(base_folder),
