@@ -53,12 +53,10 @@ def flat_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout
         )
 
-    index = layout.own_index.to(query.device)
-    own_q, own_k, own_v = (x[0][:, index].transpose(0, 1) for x in (query, key, value))  # [B, H, L, D]
+    own_q, own_k, own_v = (x[0][:, layout.own_index].transpose(0, 1) for x in (query, key, value))  # [B, H, L, D]
     p = layout.prefix
     if p == 0:
-        own = attend(own_q, own_k, own_v)
-        return own.transpose(1, 2)[layout.own_mask.to(query.device)][None], None
+        return _flat(attend(own_q, own_k, own_v), layout)[None], None
     rows = len(layout.lengths)
     prefix_k, prefix_v = key[:, :, :p], value[:, :, :p]
     own = attend(
@@ -67,7 +65,12 @@ def flat_attention(
         torch.cat([prefix_v.expand(rows, -1, -1, -1), own_v], dim=2),
     )
     shared = attend(query[:, :, :p], prefix_k, prefix_v)
-    return torch.cat([shared[0].transpose(0, 1), own.transpose(1, 2)[layout.own_mask.to(query.device)]])[None], None
+    return torch.cat([shared[0].transpose(0, 1), _flat(own, layout)])[None], None
+
+
+def _flat(padded: Tensor, layout: Layout) -> Tensor:
+    """[B, H, L, D] → [N - prefix, H, D]: the real tokens, in the flat row's order."""
+    return padded.transpose(1, 2).flatten(0, 1)[layout.own_places]
 
 
 def causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:

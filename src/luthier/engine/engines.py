@@ -40,16 +40,15 @@ class FlatEngine:
         self.share = share
 
     def loss_sum(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        batch = flatten(examples, share=self.share)
-        device = next(model.parameters()).device
+        batch = flatten(examples, share=self.share, device=next(model.parameters()).device)
         logits = model(
-            input_ids=batch.input_ids.to(device),
-            position_ids=batch.position_ids.to(device),
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
             layout=batch.layout,
-            logits_to_keep=batch.predict_at.to(device),
+            logits_to_keep=batch.predict_at,
             use_cache=False,
         ).logits[0]
-        return cross_entropy(logits.float(), batch.targets.to(device), reduction="sum")
+        return cross_entropy(logits.float(), batch.targets, reduction="sum")
 
     def cost(self, examples: Sequence[Example]) -> int:
         prefix = shared_prefix(examples) if self.share else 0

@@ -26,10 +26,14 @@ from luthier.data.render import IGNORE, Example
 
 @dataclass(frozen=True)
 class Layout:
-    """How sequences lie in a flat row of N tokens: the shared prefix first, then each one's own tokens."""
+    """How sequences lie in a flat row of N tokens: the shared prefix first, then each one's own tokens.
+
+    The index tensors are made once a batch, on `device`: every layer reads them.
+    """
 
     prefix: int
     lengths: tuple[int, ...]
+    device: torch.device | str = "cpu"
 
     @property
     def num_tokens(self) -> int:
@@ -40,12 +44,14 @@ class Layout:
         """[B, L] int64: where token j of sequence b lies in the flat row; short sequences repeat their last token."""
         starts = torch.tensor([self.prefix, *self.lengths[:-1]]).cumsum(0)
         steps = torch.arange(max(self.lengths))
-        return starts[:, None] + torch.minimum(steps[None], torch.tensor(self.lengths)[:, None] - 1)
+        index = starts[:, None] + torch.minimum(steps[None], torch.tensor(self.lengths)[:, None] - 1)
+        return index.to(self.device)
 
     @cached_property
-    def own_mask(self) -> Tensor:
-        """[B, L] bool: True for the real tokens of `own_index`. Read row by row they are the flat row's own tokens."""
-        return torch.arange(max(self.lengths))[None] < torch.tensor(self.lengths)[:, None]
+    def own_places(self) -> Tensor:
+        """[N - prefix] int64: where each own token of the flat row lies in `own_index` read row by row."""
+        real = torch.arange(max(self.lengths))[None] < torch.tensor(self.lengths)[:, None]
+        return real.flatten().nonzero()[:, 0].to(self.device)
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,8 @@ def shared_prefix(examples: Sequence[Example]) -> int:
     return max(0, min(same, *(e.prompt_length - 1 for e in examples)))
 
 
-def flatten(examples: Sequence[Example], *, share: bool = True) -> FlatBatch:
-    """Lays examples out as one flat row; `share=False` keeps every sequence whole."""
+def flatten(examples: Sequence[Example], *, share: bool = True, device: torch.device | str = "cpu") -> FlatBatch:
+    """Lays examples out as one flat row on `device`; `share=False` keeps every sequence whole."""
     prefix = shared_prefix(examples) if share else 0
     input_ids = list(examples[0].input_ids[:prefix])
     position_ids = list(range(prefix))
@@ -85,9 +91,9 @@ def flatten(examples: Sequence[Example], *, share: bool = True) -> FlatBatch:
         predict_at += [start + i - 1 for i in trained]
         targets += [example.labels[i] for i in trained]
     return FlatBatch(
-        torch.tensor([input_ids]),
-        torch.tensor([position_ids]),
-        torch.tensor(predict_at, dtype=torch.long),
-        torch.tensor(targets, dtype=torch.long),
-        Layout(prefix, tuple(len(e.input_ids) - prefix for e in examples)),
+        torch.tensor([input_ids], device=device),
+        torch.tensor([position_ids], device=device),
+        torch.tensor(predict_at, dtype=torch.long, device=device),
+        torch.tensor(targets, dtype=torch.long, device=device),
+        Layout(prefix, tuple(len(e.input_ids) - prefix for e in examples), device),
     )
