@@ -170,7 +170,7 @@ def make_venv(build: Build, steps: Steps) -> None:
             raise InputError(Problem(".venv", steps.ending(), fix))
         if pip_version() < PIP_WITH_RAW_PROGRESS:
             with contextlib.suppress(InputError):  # the old pip works too, only without showing its progress
-                steps.pip("--upgrade", "pip")
+                steps.pip("--upgrade", "pip", "--retries", "1", "--timeout", "10")
 
 
 def install_torch(builds: Sequence[Build], steps: Steps) -> str:

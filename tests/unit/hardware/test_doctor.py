@@ -148,9 +148,18 @@ def test_a_cpu_torch_beside_a_gpu(facts: Facts, gpu: str) -> None:
     ]
 
 
-def test_a_cpu_torch_beside_a_gpu_that_no_build_fits_is_right() -> None:
-    old = with_gpu(replace(RYZEN, torch=LAPTOP.torch, device_wheels=()), target="gfx902")
-    assert complaints(old) == []
+@pytest.mark.parametrize(
+    ("python", "target", "fix"),
+    [
+        ("3.10.14", "gfx1151", "AMD has torch wheels for Python 3.11 to 3.14, and this is 3.10"),
+        ("3.12.3", "gfx902", "AMD has no torch wheels for gfx902 on Linux; it has them for gfx1151,"),
+    ],
+)
+def test_why_a_gpu_has_to_stay_unused(python: str, target: str, fix: str) -> None:
+    facts = with_gpu(replace(RYZEN, torch=LAPTOP.torch, device_wheels=()), target=target)
+    (finding,) = complaints(replace(facts, hardware=replace(facts.hardware, python=python)))
+    assert finding.fact == "2.13.0+cpu, built for CPUs, beside AMD Radeon 8060S: the GPU stays unused"
+    assert finding.fix.startswith(fix)
 
 
 def test_a_gpu_torch_that_sees_no_gpu() -> None:
@@ -230,9 +239,11 @@ def test_condas_old_libstdcxx() -> None:
 
 
 def test_an_amd_gpu_whose_chip_is_unknown() -> None:
-    (finding,) = complaints(with_gpu(replace(RYZEN, torch=LAPTOP.torch, device_wheels=()), target="", memory_bytes=0))
-    assert finding.fact == "AMD Radeon 8060S: unknown chip, memory unknown, shared with the CPU, driver 6.14.0"
-    assert finding.fix == "install AMD's driver; or, if you know the chip, python start.py --torch rocm-gfx… doctor"
+    facts = with_gpu(replace(RYZEN, torch=LAPTOP.torch, device_wheels=()), target="", memory_bytes=0)
+    gpu, torch = complaints(facts)
+    assert gpu.fact == "AMD Radeon 8060S: unknown chip, memory unknown, shared with the CPU, driver 6.14.0"
+    assert gpu.fix == "install AMD's driver; or, if you know the chip, python start.py --torch rocm-gfx… doctor"
+    assert torch.fix == "AMD Radeon 8060S: no tool tells its gfx name; if you know it, start with --torch rocm-gfx…"
 
 
 def test_no_torch_cannot_train() -> None:
