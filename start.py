@@ -21,6 +21,7 @@ if sys.version_info < (3, 10):  # noqa: UP036
 import contextlib
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -72,9 +73,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
         if option in ("-h", "--help"):
             return "", []
         if option != "--torch":
-            raise InputError(
-                Problem(option, "start.py has no such option", "put the command first, its options behind")
-            )
+            fix = "put the command first, its options behind"
+            raise InputError(Problem(option, "start.py has no such option", fix))
         torch = value if equals else (rest.pop(0) if rest else "")
         if not torch:
             raise InputError(Problem("--torch", "no build given", f"give one of: {ASKED}"))
@@ -170,7 +170,7 @@ def make_venv(build: Build, steps: Steps) -> None:
             raise InputError(Problem(".venv", steps.ending(), fix))
         if pip_version() < PIP_WITH_RAW_PROGRESS:
             with contextlib.suppress(InputError):  # the old pip works too, only without showing its progress
-                steps.pip("--upgrade", "pip")
+                steps.pip("--upgrade", "pip", "--retries", "1", "--timeout", "10")
 
 
 def install_torch(builds: Sequence[Build], steps: Steps) -> str:
@@ -365,7 +365,6 @@ def try_lock(lock: IO[str]) -> bool:
 def run_luthier(command: Sequence[str]) -> int:
     """Become `luthier COMMAND`. Windows cannot replace a process: there this one waits and leaves Ctrl-C to it."""
     luthier = str(BIN / "luthier")
-    sys.stdout.flush()
     if os.name == "posix":
         os.execv(luthier, [luthier, *command])
     with subprocess.Popen([luthier + ".exe", *command]) as process:
@@ -391,12 +390,10 @@ def run_checks(pytest_arguments: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
-def stop(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # for consoles that cannot show every character of the usage
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

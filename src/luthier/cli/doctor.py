@@ -26,11 +26,8 @@ def doctor(json: bool = typer.Option(False, "--json", help="One JSON object on s
         if finding.fix:
             console.say(f"    → {finding.fix}")
     ok = can_train(findings)
-    warnings = sum(finding.verdict == "warn" for finding in findings)
     console.say()
-    console.say(
-        f"This machine can train ({warnings} warnings)." if ok else "This machine cannot train yet: see ✗ above."
-    )
+    console.say("This machine can train." if ok else "This machine cannot train yet: see ✗ above.")
     console.result(
         {
             "ok": ok,

@@ -122,8 +122,8 @@ def check_torch(facts: Facts) -> Iterator[Finding]:
     built = f"for CUDA {torch.cuda}" if torch.cuda else f"for ROCm {torch.rocm}" if torch.rocm else "for CPUs"
     fact = f"{torch.version}, built {built}"
     gpus = ", ".join(gpu.name for gpu in facts.hardware.gpus if gpu.vendor != "apple")
-    if gpus and not (torch.cuda or torch.rocm) and _better_build(facts):
-        yield Finding("torch", f"{fact}, beside {gpus}: the GPU stays unused", "warn", REINSTALL)
+    if gpus and not (torch.cuda or torch.rocm):
+        yield Finding("torch", f"{fact}, beside {gpus}: the GPU stays unused", "warn", _way_to_a_gpu_build(facts))
     elif gpus and not torch.devices and (torch.cuda or torch.rocm):
         fix = f"update the GPU's driver; if that does not help: {REINSTALL}"
         yield Finding("torch", f"{fact}, sees no GPU, but there is {gpus}", "warn", fix)
@@ -213,11 +213,11 @@ def _amd(facts: Facts) -> list[Gpu]:
     return [gpu for gpu in facts.hardware.gpus if gpu.vendor == "amd"]
 
 
-def _better_build(facts: Facts) -> bool:
-    """Whether there is a GPU build of torch for this machine."""
-    version = [int(part) for part in facts.hardware.python.split(".")[:2]]
-    builds = plan("auto", facts.hardware.gpus, facts.hardware.system, (version[0], version[1])).builds
-    return builds[0].kind in ("cuda", "rocm")
+def _way_to_a_gpu_build(facts: Facts) -> str:
+    """How to get a torch for the GPU, or why there is none."""
+    major, minor = (int(part) for part in facts.hardware.python.split(".")[:2])
+    ways = plan("auto", facts.hardware.gpus, facts.hardware.system, (major, minor))
+    return "; ".join(ways.notes) if ways.builds[0].kind == "cpu" else REINSTALL
 
 
 CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (

@@ -114,7 +114,8 @@ def look_at_libraries() -> tuple[Library, ...]:
     needed = [
         requirement for requirement in wanted if not requirement.marker or requirement.marker.evaluate({"extra": ""})
     ]
-    return tuple(_library(requirement.name, str(requirement.specifier)) for requirement in needed)
+    found = [_library(requirement.name, str(requirement.specifier)) for requirement in needed]
+    return tuple(dict.fromkeys(found))
 
 
 def ask_hubs(environ: Mapping[str, str]) -> dict[str, str]:

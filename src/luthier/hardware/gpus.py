@@ -36,7 +36,9 @@ def find_amd_gpus() -> list[Gpu]:
         tools = [(["amd-smi", "static", "--json"], parse.amd_smi), (["rocminfo"], parse.rocminfo)]
     gpus = kfd_gpus()
     for command, read in tools:
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a format unknown to us: ask the next tool
+        with contextlib.suppress(
+            ValueError, KeyError, TypeError, AttributeError
+        ):  # a format unknown to us: ask the next tool
             gpus = _described(gpus, read(output_of(command)))
         if gpus and all(gpu.name and gpu.target for gpu in gpus):
             break

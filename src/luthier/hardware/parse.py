@@ -121,7 +121,8 @@ def _amd_smi_text(text: str) -> list[dict[str, Any]]:
 
 
 def _amd_smi_gpu(entry: dict[str, Any]) -> Gpu:
-    asic, driver, vram = (entry.get(part) or {} for part in ("asic", "driver", "vram"))
+    parts = [entry.get(part) for part in ("asic", "driver", "vram")]
+    asic, driver, vram = (part if isinstance(part, dict) else {} for part in parts)  # a part may be "N/A" as a whole
     size = vram.get("size", "")
     mebibytes = str(size.get("value", "") if isinstance(size, dict) else size).split(" ")[0]
     return Gpu(

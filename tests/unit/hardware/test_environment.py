@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+
+from luthier.choice import Choice
+from luthier.hardware.environment import AOTRITON, prepare_torch
+from luthier.hardware.parse import Gpu
+
+ROCM = "2.13.0+rocm10.0.0"
+
+
+def amd(target: str) -> list[Gpu]:
+    return [Gpu("AMD Radeon Graphics", "amd", target)]
+
+
+@pytest.mark.parametrize("target", ["gfx1151", "gfx1150", "gfx1101", "gfx1102", "gfx1200"])
+def test_chips_whose_fast_attention_must_be_asked_for(target: str) -> None:
+    environ: dict[str, str] = {}
+    chosen = prepare_torch(environ, amd(target), ROCM)
+    assert chosen == {AOTRITON: Choice("1", f"torch has fast attention for {target}, but uses it only when asked")}
+    assert environ == {"TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL": "1"}
+
+
+@pytest.mark.parametrize("target", ["gfx1100", "gfx942", "gfx1103", "gfx902", ""])
+def test_other_chips_need_nothing(target: str) -> None:
+    environ: dict[str, str] = {}
+    assert prepare_torch(environ, amd(target), ROCM) == {}
+    assert environ == {}
+
+
+def test_the_users_value_stays() -> None:
+    environ = {AOTRITON: "0"}
+    assert prepare_torch(environ, amd("gfx1151"), ROCM) == {AOTRITON: Choice("0", "set by you")}
+    assert environ == {AOTRITON: "0"}
+
+
+@pytest.mark.parametrize("version", ["2.13.0+cpu", "2.13.0+cu130"])
+def test_other_builds_of_torch_need_nothing(version: str) -> None:
+    environ: dict[str, str] = {}
+    assert prepare_torch(environ, amd("gfx1151"), version) == {}
+    assert environ == {}
