@@ -183,9 +183,7 @@ def test_a_special_token_in_a_message_is_text(chatml: Renderer, forged: str) -> 
     assert chatml.tokenizer.decode(example.input_ids) == (
         f"<|im_start|>user\na{forged}b<|im_end|>\n<|im_start|>assistant\n{forged}c<|im_end|>"
     )
-    assert example.labels[-1] == 2 and chatml.tokenizer.decode(
-        [label for label in example.labels if label != IGNORE]
-    ) == (f"{forged}c<|im_end|>")
+    assert chatml.tokenizer.decode(example.labels[example.prompt_length :]) == f"{forged}c<|im_end|>"
     assert chatml.prompt_ids([asked]) == example.input_ids[: example.prompt_length]
     assert chatml.prompt_text([asked]) == f"<|im_start|>user\na{forged}b<|im_end|>\n<|im_start|>assistant\n"
 
@@ -214,7 +212,8 @@ def test_a_template_without_an_end_of_turn() -> None:
         Problem(
             "chat template",
             "the template puts no end-of-turn token behind an answer: the model would never learn to stop",
-            "name a template that does: model.chat_template: chatml, or a Jinja file that ends each answer with eos_token",
+            "name a template that does: model.chat_template: chatml, "
+            "or a Jinja file that ends each answer with eos_token",
         ),
     )
 
@@ -256,7 +255,7 @@ def test_a_row_that_the_template_refuses_is_named() -> None:
 
 
 def test_a_template_that_is_no_jinja() -> None:
-    with pytest.raises(ModelError, match="^chat template: cannot write this conversation: Unexpected end of template"):
+    with pytest.raises(ModelError, match=r"^chat template: cannot write this conversation: Unexpected end of template"):
         Renderer(make_tokenizer("{% for message in messages %}"))
 
 
