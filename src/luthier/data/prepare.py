@@ -157,36 +157,35 @@ class _Fit:
     def _cut(self, row: Conversation, examples: list[Example]) -> list[Example]:
         """The row with the left of its prompt taken away: first whole earlier turns, then the start of the question.
 
-        Plain text, which has no prompt, is cut into pieces instead. Empty where the answer alone is too long.
+        Plain text, which has no prompt, is cut into pieces instead. Empty where no question would be left.
         """
         if row.messages[0].role == "text":
-            return [
-                replace(
-                    e,
-                    input_ids=e.input_ids[i : i + self.max_length],
-                    labels=e.labels[i : i + self.max_length],
-                    cut=True,
-                )
-                for e in examples
-                for i in range(0, len(e.input_ids), self.max_length)
-            ]
+            return [piece for example in examples for piece in self._pieces(example)]
         system, turns = _head(row.messages)
-        while len(turns) > 2:
-            turns = turns[2:]
-            fitted = self._try(row, (*system, *turns))
+        questions = [i for i, message in enumerate(turns) if message.role == "user"]
+        for start in questions[1:]:
+            fitted = self._try(row, (*system, *turns[start:]))
             if fitted:
                 return fitted
-        if len(turns) != 2:
-            return []
-        question, answer = turns
-        low, high = 0, len(question.content)  # the longest tail of the question that fits, by bisection
+        question, *answer = turns[questions[-1] :]
+        low, high = 0, len(question.content)  # the longest end of the question that fits, by bisection
         while low < high:
             middle = (low + high + 1) // 2
-            shorter = replace(question, content=question.content[len(question.content) - middle :])
-            low, high = (middle, high) if self._try(row, (*system, shorter, answer)) else (low, middle - 1)
-        return self._try(
-            row, (*system, replace(question, content=question.content[len(question.content) - low :]), answer)
-        )
+            fits = self._try(row, (*system, _end(question, middle), *answer))
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return self._try(row, (*system, _end(question, low), *answer)) if low else []
+
+    def _pieces(self, example: Example) -> list[Example]:
+        """Each begins with the last token of the one before it, so that every token but the first is predicted once."""
+        return [
+            replace(
+                example,
+                input_ids=example.input_ids[start : start + self.max_length],
+                labels=example.labels[start : start + self.max_length],
+                cut=True,
+            )
+            for start in range(0, len(example.input_ids) - 1, self.max_length - 1)
+        ]
 
     def _try(self, row: Conversation, messages: tuple[Message, ...]) -> list[Example]:
         examples = self.renderer.examples(Conversation(messages, row.source), self.settings.train_on)

@@ -12,7 +12,7 @@ prompt, up to and including the end-of-turn token, and not the line break that s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from luthier.data.conversation import Conversation, Message, Source
@@ -39,7 +39,8 @@ class Example:
 
     @property
     def num_labels(self) -> int:
-        return sum(label != IGNORE for label in self.labels)
+        """Labels that are learned: one on a first token (plain text) has nothing before it to predict it."""
+        return sum(label != IGNORE for label in self.labels[1:])
 
     @property
     def prompt_length(self) -> int:
@@ -104,9 +105,9 @@ class Renderer:
 
         Raises ModelError with every turn that cannot be labelled.
         """
-        texts = [self._texts(conversation, train_on) for conversation in conversations]
-        encoded = iter(self._encode_all([text for turns in texts for pair in turns for text in pair]))
         problems: list[Problem] = []
+        texts = [self._texts_or_problems(conversation, train_on, problems) for conversation in conversations]
+        encoded = iter(self._encode_all([text for turns in texts for pair in turns for text in pair]))
         found: list[list[Example]] = []
         for conversation, turns in zip(conversations, texts, strict=True):
             examples: list[Example] = []
@@ -121,6 +122,17 @@ class Renderer:
             more = [Problem("and", f"{len(problems) - 20} more turns", "the same")] if len(problems) > 20 else []
             raise ModelError(*problems[:20], *more)
         return found
+
+    def _texts_or_problems(
+        self, conversation: Conversation, train_on: TrainOn, problems: list[Problem]
+    ) -> list[tuple[str, str]]:
+        try:
+            return self._texts(conversation, train_on)
+        except ModelError as error:
+            problems += (
+                replace(problem, where=f"{problem.where}, {conversation.source}") for problem in error.problems
+            )
+            return []
 
     def _texts(self, conversation: Conversation, train_on: TrainOn) -> list[tuple[str, str]]:
         """For each trained turn: the prompt, and the text that ends with the answer."""
@@ -157,6 +169,8 @@ class Renderer:
     # --- the template -----------------------------------------------------------------------------------------
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        from jinja2 import TemplateError
+
         raw = []
         for message in messages:
             item = {"role": message.role, "content": self._guard(message.content)}
@@ -164,9 +178,13 @@ class Renderer:
                 item["reasoning_content"] = self._guard(message.reasoning)
             raw.append(item)
         options = {} if self.thinking is None else {"enable_thinking": self.thinking}
-        text = self.tokenizer.apply_chat_template(
-            raw, tokenize=False, add_generation_prompt=add_generation_prompt, **options
-        )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                raw, tokenize=False, add_generation_prompt=add_generation_prompt, **options
+            )
+        except TemplateError as error:  # its syntax, or its own refusal: Gemma's takes no system prompt
+            fix = "change what it refuses, or name another template: model.chat_template: chatml"
+            raise ModelError(Problem("chat template", f"cannot write this conversation: {error}", fix)) from None
         return str(text)
 
     def _guard(self, content: str) -> str:

@@ -40,7 +40,8 @@ def _key(renderer: Renderer, conversations: Sequence[Conversation], train_on: Tr
     """Hash of everything that tokens and labels depend on."""
     digest = hashlib.sha256()
     tokenizer = renderer.tokenizer
-    for part in ("1", tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, renderer.thinking, train_on):
+    template = (tokenizer.chat_template, tokenizer.special_tokens_map)  # it may write eos_token
+    for part in ("1", tokenizer.backend_tokenizer.to_str(), *template, renderer.thinking, train_on):
         digest.update(json.dumps(part).encode())
     for conversation in conversations:
         messages = [(m.role, m.content, m.train, m.reasoning) for m in conversation.messages]

@@ -17,40 +17,52 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 1e-2}
 CHECKED_ROWS = 3
 
 
-def pick_engine(model: Any, examples: Sequence[Example], *, asked: str, dropout: float) -> Choice[Engine]:
-    """The engine, set up on this model instance, and why.
+def pick_engine(model: Any, examples: Sequence[Example], *, asked: str) -> Choice[Engine]:
+    """The engine, set up on this model instance (adapter included), and why.
 
     Raises ModelError when `flat` is asked for and cannot be had.
     """
     if asked == "plain":
         return _chosen(model, PlainEngine(), "the recipe asks for it")
-    flat = FlatEngine(share=dropout == 0)
+    flat = FlatEngine(share=not has_dropout(model))
     sharing = "shared prefixes computed once" if flat.share else "shared prefixes computed again: dropout is above 0"
     reason = next((why for decline in DECLINES if (why := decline(model)) is not None), None)
     if reason is None:
-        difference = loss_difference(model, flat, examples)
-        if difference <= TOLERANCE[model.dtype]:
-            return _chosen(
-                model, flat, f"no padding, {sharing}; its loss differs from the plain one by {difference:.1e}"
-            )
-        reason = f"the flat loss differs from the plain one by {difference:.1e}"
+        checked = _check(model, flat, examples)
+        if checked.value:
+            return _chosen(model, flat, f"no padding, {sharing}; {checked.reason}")
+        reason = checked.reason
     if asked == "flat":
         raise ModelError(Problem("train.engine: flat", reason, "set train.engine: auto or plain"))
     return _chosen(model, PlainEngine(), f"padded batches of stock transformers: {reason}")
 
 
-def loss_difference(model: Any, engine: Engine, examples: Sequence[Example]) -> float:
-    """Relative difference of an engine's loss from the plain one, on the shortest rows that have labels."""
+def has_dropout(model: Any) -> bool:
+    """Whether anything is dropped in training, by the adapter or by the model itself."""
+    layers = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    return layers or getattr(model.config.get_text_config(), "attention_dropout", 0.0) > 0
+
+
+def _check(model: Any, engine: Engine, examples: Sequence[Example]) -> Choice[bool]:
+    """Whether the engine gives the plain loss on the shortest rows, and what speaks for or against it."""
     few = sorted(examples, key=lambda example: len(example.input_ids))[:CHECKED_ROWS]
-    losses = []
+    plain = _loss(model, PlainEngine(), few)
+    try:
+        difference = abs(_loss(model, engine, few) - plain) / max(abs(plain), 1e-12)
+    except Exception as error:  # whatever a model's own code cannot do with a flat batch, the plain engine can
+        return Choice(False, f"it cannot take a flat batch ({str(error).partition(chr(10))[0]})")
+    return Choice(difference <= TOLERANCE[model.dtype], f"the flat loss differs from the plain one by {difference:.1e}")
+
+
+def _loss(model: Any, engine: Engine, examples: Sequence[Example]) -> float:
+    set_attention(model, engine)
     was_training = model.training
     model.eval()
-    for each in (PlainEngine(), engine):
-        set_attention(model, each)
+    try:
         with torch.no_grad():
-            losses.append(float(each.loss_sum(model, few)))
-    model.train(was_training)
-    return abs(losses[1] - losses[0]) / max(abs(losses[0]), 1e-12)
+            return float(engine.loss_sum(model, examples))
+    finally:
+        model.train(was_training)
 
 
 def _chosen(model: Any, engine: Engine, reason: str) -> Choice[Engine]:
@@ -73,9 +85,11 @@ def _other_layers(model: Any) -> str | None:
     return f"layers of kind {', '.join(other)} carry state from one row to the next" if other else None
 
 
-def _soft_capped(model: Any) -> str | None:
-    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
-    return "its attention scores are soft-capped, which SDPA cannot do" if capped else None
+def _more_than_sdpa(model: Any) -> str | None:
+    softcapped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    if softcapped or not model._supports_sdpa:
+        return "its attention does what SDPA cannot (soft-capped scores, sinks)"
+    return None
 
 
-DECLINES: tuple[Callable[[Any], str | None], ...] = (_no_attention_interface, _other_layers, _soft_capped)
+DECLINES: tuple[Callable[[Any], str | None], ...] = (_other_layers, _more_than_sdpa, _no_attention_interface)

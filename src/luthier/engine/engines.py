@@ -30,8 +30,8 @@ class FlatEngine:
     """No padded token in any linear layer, a shared prefix computed once, logits only where there is a label.
 
     Args:
-        share: whether a prefix shared by all rows of a micro-batch is computed once. The gradient is the same at
-            dropout 0; above it, one dropout mask would be drawn for all rows, so it is left off.
+        share: whether a prefix shared by all rows of a micro-batch is computed once in training. The gradient is the
+            same at dropout 0; above it, one dropout mask would be drawn for all rows, so it is left off.
     """
 
     name = "flat"
@@ -40,7 +40,9 @@ class FlatEngine:
         self.share = share
 
     def loss_sum(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        batch = flatten(examples, share=self.share, device=next(model.parameters()).device)
+        batch = flatten(
+            examples, share=self.share or not model.training, device=next(model.parameters()).device
+        )
         logits = model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -81,7 +83,12 @@ def _padded(rows: list[list[int]], value: int) -> Tensor:
 
 
 def set_attention(model: Any, engine: Engine) -> None:
-    """Points this model instance's attention at what the engine needs."""
+    """Points this model instance's attention at what the engine needs.
+
+    Stock attention is SDPA, or eager where the model's own is more than that (Gemma 2: soft-capped scores).
+    """
     if engine.name == "flat":
         attention.register()
-    model.set_attn_implementation(attention.NAME if engine.name == "flat" else "sdpa")
+        model.set_attn_implementation(attention.NAME)
+    else:
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")

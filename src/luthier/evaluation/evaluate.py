@@ -28,7 +28,7 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
         raise RunError(Problem(str(run.path), "no rows were held out", fix))
     recipe = run.read_recipe()
     examples = data.heldout_examples
-    engine = pick_engine(opened.model, examples, asked=recipe.train.engine, dropout=0.0).value
+    engine = pick_engine(opened.model, examples, asked=recipe.train.engine).value
     console.say(f"Loss of {len(data.heldout):,} held-out rows …")
     tuned = mean_loss(opened.model, engine, examples, budget=BUDGET)
     with opened.model.disable_adapter():

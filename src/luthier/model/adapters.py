@@ -16,6 +16,8 @@ from luthier.recipe.schema import AdapterSettings
 CARD = "luthier.json"
 """Beside an adapter or a merged model: base model and its identity, system prompt, thinking mode, stop tokens."""
 
+SAMPLES, SAMPLE_BYTES = 1000, 64  # of a weight file, for the identity of a model: read in no time
+
 
 def linear_names(model: Any) -> list[str]:
     """The names of the language model's linear layers, without head and vision tower, as PEFT's `target_modules`.
@@ -24,10 +26,12 @@ def linear_names(model: Any) -> list[str]:
     model has layers of the same name.
     """
     from torch import nn
+    from transformers.pytorch_utils import Conv1D  # GPT-2's name for a linear layer
 
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    mine = {id(m) for m in decoder.modules() if isinstance(m, nn.Linear) and m is not head}
-    named = [(name, id(m) in mine) for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    linear = (nn.Linear, Conv1D)
+    head = model.get_output_embeddings()
+    mine = {id(m) for m in model.get_decoder().modules() if isinstance(m, linear) and m is not head}
+    named = [(name, id(m) in mine) for name, m in model.named_modules() if isinstance(m, linear)]
     full = [name for name, own in named if own]
     last = {name.rpartition(".")[2] for name in full}
     if any(name.rpartition(".")[2] in last for name, own in named if not own):
@@ -39,16 +43,18 @@ def attach(model: Any, settings: AdapterSettings) -> Any:
     """A PeftModel with a fresh LoRA adapter in float32. Raises ModelError for targets that the model does not have."""
     from peft import LoraConfig, TaskType, get_peft_model
 
-    return get_peft_model(
-        model,
-        LoraConfig(
-            task_type=TaskType.CAUSAL_LM,
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            target_modules=_targets(model, settings.targets),
-        ),
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=_targets(model, settings.targets),
     )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:  # Mamba, for one: PEFT knows which of its layers must not be adapted
+        where, fix = f"adapter.targets: {settings.targets}", "name other layers, or use another model"
+        raise ModelError(Problem(where, f"PEFT refuses them: {str(error).partition(chr(10))[0]}", fix)) from None
 
 
 def _targets(model: Any, asked: str | Sequence[str]) -> list[str]:
@@ -70,7 +76,10 @@ def _no_target(target: str, known: list[str]) -> Problem:
 
 
 def identity(folder: Path) -> str:
-    """What a base model is, wherever it lies: SHA-256 over its config and its weight files' sizes and headers."""
+    """What a base model is, wherever it lies: SHA-256 over its config and samples of its weight files.
+
+    Two fine-tunes of one model differ in their weights alone, and often not in all of them.
+    """
     digest = hashlib.sha256()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for key in ("_name_or_path", "_model_name_or_path", "transformers_version", "dtype", "torch_dtype"):
@@ -78,8 +87,12 @@ def identity(folder: Path) -> str:
     digest.update(json.dumps(config, sort_keys=True).encode())
     for file in sorted(folder.glob("*.safetensors")):
         with file.open("rb") as handle:
-            header = handle.read(8 + int.from_bytes(handle.read(8), "little"))
-        digest.update(f"{file.name} {file.stat().st_size}".encode() + header)
+            header = handle.read(int.from_bytes(handle.read(8), "little"))
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size}".encode() + header)
+            for start in range(8 + len(header), size, max(1, size // SAMPLES)):
+                handle.seek(start)
+                digest.update(handle.read(SAMPLE_BYTES))
     return digest.hexdigest()
 
 

@@ -38,7 +38,7 @@ def load_tokenizer(folder: Path, settings: ModelSettings) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the Rust library raises plain Exceptions
         raise ModelError(_unreadable(folder, "tokenizer", error)) from None
     if settings.chat_template is not None:
         tokenizer.chat_template = _template(settings.chat_template)
@@ -87,20 +87,29 @@ def context_length(folder: Path) -> int | None:
 
 
 def load_model(folder: Path, *, dtype: str, device: str, trust_remote_code: bool = False) -> Any:
-    """The model, frozen, in `dtype` on `device`. Raises ModelError for weights that cannot be read."""
+    """The model, frozen, in `dtype` on `device`. Raises ModelError for weights that cannot be read or do not fit."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     check_folder(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=trust_remote_code
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,  # all of them are named below
+            output_loading_info=True,
         )
     except SafetensorError as error:
         raise ModelError(Problem(str(folder), f"a weight file is damaged: {error}", "fetch it again")) from None
     except (OSError, ValueError) as error:
         raise ModelError(_unreadable(folder, "model", error)) from None
+    absent = sorted([*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])])
+    if absent:  # transformers would fill them with random numbers
+        what = f"the weight files do not fit config.json: {len(absent)} of its tensors are not there, first {absent[0]}"
+        raise ModelError(Problem(str(folder), what, "fetch the model again"))
     # Loaded on the CPU first, then moved: direct loading has crashed on gfx1151 (AMD's own advice for that chip).
     return model.requires_grad_(False).to(device)
 
@@ -119,4 +128,7 @@ def quiet() -> None:
 
 def _unreadable(folder: Path, part: str, error: Exception) -> Problem:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return Problem(str(folder), f"the {part} cannot be loaded: {reason}", "check the folder, or fetch the model again")
+    fix = "check the folder, or fetch the model again"
+    if "custom code" in reason:
+        fix = "read that code, and if you trust it: model.trust_remote_code: true"
+    return Problem(str(folder), f"the {part} cannot be loaded: {reason}", fix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from luthier.recipe.schema import Recipe
@@ -42,6 +42,18 @@ def document() -> str:
     for name, section in sections.items():
         parts += [f"\n## {name}\n", _table(section, prefix=f"{name}.")]
     return "\n".join(parts)
+
+
+def expected(path: Sequence[str]) -> str:
+    """What may be written for a setting, as an error says it: `auto or whole number > 0 (what it means)`."""
+    schema = Recipe.model_json_schema()
+    *sections, name = path
+    table = schema["$defs"][_section(schema["properties"][sections[0]])] if sections else schema
+    field = table["properties"][name]
+    if _section(field):
+        return "a section of settings"
+    meaning = f" ({field['description']})" if "description" in field else ""
+    return (_kind(field).replace(", ", " or ") + meaning).replace("`", "").replace("\n", " ")
 
 
 def _section(field: dict[str, Any]) -> str:

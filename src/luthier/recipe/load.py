@@ -5,12 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from luthier.errors import Problem, RecipeError
+from luthier.recipe.document import expected
 from luthier.recipe.schema import Recipe, expand_short_forms
+
+SHORT_FORMS = {"model": "model.ref", "data": "data.train", "system": "data.system", "track": "track.to"}
+EXAMPLES = {"model": "model: Qwen/Qwen3-0.6B", "data": "data: rows.json", "output": "output: runs/first"}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -26,9 +30,13 @@ def with_overrides(raw: dict[str, Any], overrides: Sequence[str], where: str) ->
     """Settings with `section.setting=value` overrides put in. Raises RecipeError with every problem found."""
     raw = expand_short_forms(raw)
     problems = [problem for text in overrides if (problem := _override(raw, text)) is not None]
+    try:
+        recipe = parse_recipe(raw, where)
+    except RecipeError as error:
+        raise RecipeError(*problems, *error.problems) from None
     if problems:
         raise RecipeError(*problems)
-    return parse_recipe(raw, where)
+    return recipe
 
 
 def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -36,7 +44,9 @@ def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError(*(_problem(where, item) for item in error.errors())) from None
+        # Of a setting that may be of several types pydantic names each that it is not; for us it is one problem.
+        found = {_setting(item["loc"]): item for item in reversed(error.errors())}
+        raise RecipeError(*(_problem(where, path, item) for path, item in reversed(found.items()))) from None
     problems = list(_contradictions(recipe, where))
     if problems:
         raise RecipeError(*problems)
@@ -46,8 +56,10 @@ def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
 def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
+    from luthier.recipe import yaml_text
+
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        raw = yaml_text.parse(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         near = [p.name for p in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
         fix = f"recipes in that folder: {', '.join(near)}" if near else "check the path; recipes/ has complete ones"
@@ -68,15 +80,19 @@ def _override(raw: dict[str, Any], text: str) -> Problem | None:
     """Puts `section.setting=value` into the settings, or says what is wrong with it."""
     import yaml
 
+    from luthier.recipe import yaml_text
+
     key, equals, value_text = text.partition("=")
-    where = f"--set {text}"
-    if not equals or not key.strip():
-        return Problem(where, "has no value", "write it as --set train.epochs=1")
+    key, where = key.strip(), f"--set {text}"
+    if not equals or not key:
+        return Problem(where, "is not of the form setting=value", "write it as --set train.epochs=1")
     try:
-        value = yaml.safe_load(value_text) if value_text else None
+        value = yaml_text.parse(value_text)
     except yaml.YAMLError:
         return Problem(where, "the value is not YAML", "put it in quotes: --set 'data.system=\"text\"'")
-    *sections, last = key.strip().split(".")
+    if not isinstance(value, dict):  # `model=REF` changes the reference alone, not what else the section holds
+        key = SHORT_FORMS.get(key, key)
+    *sections, last = key.split(".")
     target = raw
     for section in sections:
         target = target.setdefault(section, {})
@@ -86,34 +102,31 @@ def _override(raw: dict[str, Any], text: str) -> Problem | None:
     return None
 
 
-def _problem(where: str, item: Any) -> Problem:
+def _setting(loc: Sequence[int | str]) -> tuple[str, ...]:
+    """Where pydantic found something wrong, as a setting: without positions in a list and names of types."""
+    return tuple(str(part) for part in loc[: 2 if _settings_of(str(loc[0])) else 1])
+
+
+def _problem(where: str, path: tuple[str, ...], item: Any) -> Problem:
     """One pydantic error in our words."""
-    path = [str(part) for part in item["loc"]]
-    place = f"{where}, {'.'.join(path)}" if path else where
+    name = ".".join(path)
+    place = f"{where}, {name}"
+    if name == "system":
+        return Problem(place, "cannot be put into data", "write it once, as data.system")
     if item["type"] == "extra_forbidden":
-        known = _settings_of(path[:-1])
+        known = _settings_of(*path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         fix = f"did you mean {near[0]}?" if near else f"settings here: {', '.join(known)}"
         return Problem(place, "is no setting", fix)
     if item["type"] == "missing":
-        return Problem(place, "is missing", f"add it: {_example(path)}")
-    found = f"{item['input']!r} given" if not isinstance(item["input"], dict) else "a section given"
-    return Problem(place, f"{item['msg'][0].lower()}{item['msg'][1:]}, {found}", "see docs/recipe.md")
+        return Problem(place, "is missing", f"add it: {EXAMPLES.get(name, f'{path[-1]}: …')}")
+    return Problem(place, f"cannot be {item['input']!r}", f"write {expected(path)}")
 
 
-def _settings_of(path: Sequence[str]) -> list[str]:
-    model: Any = Recipe
-    for part in path:
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        if field is None:
-            return []
-        model = next((kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)), None)
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
-
-
-def _example(path: Sequence[str]) -> str:
-    examples = {"model": "model: Qwen/Qwen3-0.6B", "data": "data: rows.json", "output": "output: runs/first"}
-    return examples.get(".".join(path), f"{path[-1]}: …")
+def _settings_of(*section: str) -> list[str]:
+    """The names of a section's settings (of the recipe's own without one), none for what is no section."""
+    models: dict[tuple[str, ...], Any] = {(name,): field.annotation for name, field in Recipe.model_fields.items()}
+    return list(getattr({**models, (): Recipe}.get(section), "model_fields", ()))
 
 
 def _contradictions(recipe: Recipe, where: str) -> list[Problem]:
@@ -132,6 +145,10 @@ def _contradictions(recipe: Recipe, where: str) -> list[Problem]:
         if asked and no_heldout:
             what = "needs held-out rows, and data.holdout is 0"
             problems.append(Problem(f"{where}, train.{setting}", what, "set data.holdout: 5%"))
+    save, evaluate = train.save_steps, train.eval_steps
+    if train.load_best and save != "auto" and evaluate != "auto" and save % evaluate:
+        what = f"saves every {save} steps, and load_best needs the loss of each checkpoint"
+        problems.append(Problem(f"{where}, train.save_steps", what, f"make it a multiple of eval_steps, {evaluate}"))
     if train.warmup >= 1 and train.warmup != int(train.warmup):
         what = f"{train.warmup} is neither a share below 1 nor a whole number of steps"
         problems.append(Problem(f"{where}, train.warmup", what, "write 0.05 or 100"))

@@ -18,7 +18,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """Unknown keys are errors, and no value is turned into another type behind the user's back."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 class ModelSettings(Section):
@@ -51,7 +53,7 @@ class DataSettings(Section):
     """What a row looks like. auto: recognised from its columns."""
     columns: dict[str, str] = {}
     """Where your columns have other names: `{instruction: question, output: answer}`."""
-    max_length: Auto | Count = "auto"
+    max_length: Auto | Annotated[int, Field(gt=1)] = "auto"
     """Longest conversation, in tokens. auto: what the model can take, at most 4096."""
     too_long: Literal["drop", "cut_prompt", "error"] = "drop"
     """A row longer than that: leave it out, cut its prompt from the left (never its answer), or stop."""
@@ -149,10 +151,11 @@ def expand_short_forms(raw: Any) -> Any:
     """`model: REF` → `model: {ref: REF}`, and so on. Anything else stays as it is, for the checks to name."""
     if not isinstance(raw, dict):
         return raw
-    raw = dict(raw)
+    raw = {key: value for key, value in raw.items() if value is not None}  # a section left empty
     for section, key, kinds in (("model", "ref", str), ("data", "train", (str, list)), ("track", "to", list)):
         if isinstance(raw.get(section), kinds):
             raw[section] = {key: raw[section]}
-    if "system" in raw and isinstance(raw.get("data"), dict):  # the fourth line of a four-line recipe
-        raw["data"] = {"system": raw.pop("system"), **raw["data"]}
+    data = raw.get("data", {})
+    if "system" in raw and isinstance(data, dict) and "system" not in data:  # the fourth line of a four-line recipe
+        raw["data"] = {**data, "system": raw.pop("system")}
     return raw

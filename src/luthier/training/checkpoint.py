@@ -41,7 +41,8 @@ def is_whole(folder: Path) -> bool:
 
 def newest(folder: Path) -> Path | None:
     """The latest whole checkpoint (`checkpoint-100` is step 100). Broken ones are named and passed over."""
-    found = sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
+    named = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    found = sorted(named, key=step_of, reverse=True)
     for checkpoint in found:
         if is_whole(checkpoint):
             return checkpoint

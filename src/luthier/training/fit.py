@@ -71,6 +71,7 @@ def _trainer(job: Job, run: RunFolder, display: Display, stop: OrderlyStop, *, r
         job.data.heldout_examples,
         budget=job.value("train.micro_batch_tokens"),
         parts=None if accumulation == "auto" else accumulation,
+        checkpoints_kept=settings.save_total_limit,
         callbacks=callbacks,
     )
     events.counted = lambda: trainer.trained_tokens
@@ -97,7 +98,6 @@ def _arguments(job: Job, folder: Path, *, resumed: bool) -> TrainingArguments:
         eval_steps=job.value("train.eval_steps"),
         eval_on_start=evaluates and not resumed,
         save_steps=job.value("train.save_steps"),
-        save_total_limit=settings.save_total_limit,
         save_on_each_node=settings.save_on_each_node,
         load_best_model_at_end=evaluates and settings.load_best,
         metric_for_best_model="eval_loss" if best else None,

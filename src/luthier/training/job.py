@@ -53,7 +53,7 @@ def prepare_job(recipe: Recipe) -> Job:
     show_data(data)
 
     model = _load(recipe, base, choices)
-    engine = pick_engine(model, data.train, asked=recipe.train.engine, dropout=recipe.adapter.dropout)
+    engine = pick_engine(model, data.train, asked=recipe.train.engine)
     choices["train.engine"] = Choice(engine.value.name, engine.reason)
     steps = plan.total_steps(recipe.train, len(data.train))
     budget = plan.pick_micro_batch(recipe.train, model, data.train, choices["model.device"].value)

@@ -41,6 +41,8 @@ def pick_save_steps(settings: TrainSettings, steps: int, eval_steps: int) -> Cho
 def pick_eval_steps(settings: TrainSettings, steps: int) -> Choice[int]:
     if settings.eval_steps != "auto":
         return Choice(settings.eval_steps, "the recipe asks for it")
+    if settings.load_best and settings.save_steps != "auto":
+        return Choice(settings.save_steps, "load_best needs the loss of each checkpoint")
     return Choice(max(1, math.ceil(steps / 5)), "five evaluations in a run, besides the one before it")
 
 

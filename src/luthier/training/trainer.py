@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
 
 from luthier.data.batches import epoch_steps, micro_batches
 from luthier.data.render import Example
@@ -56,6 +57,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         budget: tokens of a micro-batch.
         parts: micro-batches of a step instead of a budget (`gradient_accumulation_steps`).
         heldout: rows whose loss `evaluate()` gives.
+        checkpoints_kept: how many stay; an old one is deleted only when the newest is sealed.
     """
 
     control: Any
@@ -70,6 +72,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         *,
         budget: int,
         parts: int | None = None,
+        checkpoints_kept: int | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         # The Trainer refuses to evaluate without a data set; `evaluate` below reads the rows themselves.
@@ -78,6 +81,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         )
         self.remove_callback(PrinterCallback)  # Luthier's own display shows the same figures
         self.engine, self.heldout, self.budget, self.parts = engine, heldout, budget, parts
+        self.checkpoints_kept = checkpoints_kept
         self.trained_tokens = self.computed_tokens = 0
 
     def get_train_dataloader(self) -> DataLoader[list[Example]]:
@@ -123,9 +127,10 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        super()._save_checkpoint(model, trial)  # which deletes none, as its own `save_total_limit` is not set
         if self.args.should_save:
             checkpoint.seal(checkpoint.folder_of(self.args.output_dir, self.state.global_step))
+            rotate_checkpoints(self.args.output_dir, self.checkpoints_kept, self.state.best_model_checkpoint)
 
 
 def _only(items: list[list[Example]]) -> list[Example]:
