@@ -34,8 +34,8 @@ def train(recipe: Recipe | dict[str, Any] | str | Path, *, fresh: bool = False) 
         if not going_on:
             run.clear()  # only now that the new run can begin
         run.write_recipe(recipe)
-        fitted = fit(job, run)
-        finish(job, fitted, run)
+        fit(job, run)
+        finish(job, run)
     return run
 
 
