@@ -98,7 +98,7 @@ class TrainSettings(Section):
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are clipped to this norm. 0: not clipped."""
     logging_steps: Count = 1
-    """A line in events.jsonl and on the screen every so many steps."""
+    """A line in events.jsonl and on the screen every so many steps, and at each evaluation and checkpoint."""
     save_steps: Auto | Count = "auto"
     """A checkpoint every so many steps. auto: ten in a run, and at most every 100 steps."""
     save_total_limit: Count = 2

@@ -83,6 +83,10 @@ class RunFolder:
         for folder in (self.checkpoints_dir, self.adapter_dir, self.track_dir):
             shutil.rmtree(folder, ignore_errors=True)
 
+    def has_progress(self) -> bool:
+        """Whether there is something to lose: a checkpoint or a result."""
+        return self.record_file.exists() or any(self.checkpoints_dir.glob("checkpoint-*"))
+
     def _is_run(self) -> bool:
         return self.recipe_file.exists() or self._lock_file.exists()
 

@@ -16,14 +16,16 @@ Emit = Callable[[dict[str, Any]], None]
 
 
 class Events(TrainerCallback):  # type: ignore[misc]
-    """Turns the Trainer's callbacks into the events of events.jsonl. `counted()` gives the tokens trained so far."""
+    """Turns the Trainer's callbacks into the events of events.jsonl.
+
+    `counted()` gives the tokens trained and computed so far, in this process.
+    """
 
     def __init__(self, emit: Emit, device: str, *, resumed: bool) -> None:
         self.emit, self.device, self.resumed = emit, device, resumed
-        self.counted: Callable[[], int] = lambda: 0
-        self._busy = 0.0
-        self._tokens = 0
-        self._began = 0.0
+        self.counted: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self._busy = self._began = 0.0
+        self._tokens = self._computed = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.emit(
@@ -35,13 +37,14 @@ class Events(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._busy += time.perf_counter() - self._began
-        if state.global_step >= state.max_steps and args.eval_strategy != "no":
-            control.should_evaluate = True
+        if control.should_evaluate or control.should_save:
+            control.should_log = True  # so that the sums over a run's sessions miss no step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if logs is None or "loss" not in logs:
             return
-        tokens = self.counted() - self._tokens
+        trained, computed = self.counted()
+        tokens = trained - self._tokens
         self.emit(
             {
                 "event": "step",
@@ -51,12 +54,13 @@ class Events(TrainerCallback):  # type: ignore[misc]
                 "learning_rate": logs["learning_rate"],
                 "grad_norm": logs.get("grad_norm"),
                 "tokens": tokens,
+                "computed_tokens": computed - self._computed,
                 "seconds": self._busy,
                 "tokens_per_second": tokens / self._busy if self._busy else 0.0,
                 "memory_bytes": peak_bytes(self.device),
             }
         )
-        self._busy, self._tokens = 0.0, self.counted()
+        self._busy, self._tokens, self._computed = 0.0, trained, computed
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
         self.emit({"event": "evaluation", "step": state.global_step, "heldout_loss": metrics["eval_loss"]})
@@ -101,5 +105,4 @@ class OrderlyStop(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.reason is not None:
-            control.should_save = True
-            control.should_training_stop = True
+            control.should_log = control.should_save = control.should_training_stop = True

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from typing import Any
 
 from luthier import __version__, console
+from luthier.data.batches import rows_in
 from luthier.data.preview import measure
 from luthier.engine.engines import PlainEngine, set_attention
 from luthier.evaluation.answers import compare, questions
@@ -14,13 +16,12 @@ from luthier.hardware.probe import probe
 from luthier.model import adapters
 from luthier.report.page import write_report
 from luthier.report.record import RunFolder, timeline
-from luthier.training.fit import Fitted
 from luthier.training.job import Job
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors")
 
 
-def finish(job: Job, fitted: Fitted, run: RunFolder) -> None:
+def finish(job: Job, run: RunFolder) -> None:
     """Writes everything that a finished run has; `run.json` last."""
     recipe = job.recipe
     adapters.save(
@@ -46,7 +47,7 @@ def finish(job: Job, fitted: Fitted, run: RunFolder) -> None:
                 "ledger": job.data.ledger.to_json(),
                 "lengths": measure(job.data.train).to_json(),
             },
-            "result": result(job, fitted, run),
+            "result": result(job, run),
             "answers": answers,
         }
     )
@@ -60,26 +61,39 @@ def environment(job: Job) -> dict[str, Any]:
     return {**probe().to_json(), "device": device, "dtype": dtype, **versions}
 
 
-def result(job: Job, fitted: Fitted, run: RunFolder) -> dict[str, Any]:
+def result(job: Job, run: RunFolder) -> dict[str, Any]:
     """The figures of the whole run, over all its sessions."""
+    settings, examples = job.recipe.train, len(job.data.train)
     events = timeline(run.events())
-    steps = [event for event in events if event["event"] == "step"]
+    logged = [event for event in events if event["event"] == "step"]
     heldout = [event["heldout_loss"] for event in events if event["event"] == "evaluation"]
-    seconds = sum(event["seconds"] for event in steps)
-    tokens = sum(event["tokens"] for event in steps)
-    rows = min(job.steps * job.recipe.train.batch_size, round(job.recipe.train.epochs * len(job.data.train)))
-    last = steps[-10:]
+    steps = logged[-1]["step"]
+    rows = rows_in(steps, examples, settings.batch_size)
+    seconds = sum(event["seconds"] for event in logged)
+    tokens = sum(event["tokens"] for event in logged)
     return {
-        "steps": steps[-1]["step"] if steps else 0,
-        "epochs": steps[-1]["epoch"] if steps else 0,
+        "steps": steps,
+        "epochs": logged[-1]["epoch"],
         "rows": job.data.rows,
         "seconds": seconds,
-        "samples_per_second": rows / seconds if seconds else None,
-        "tokens_per_second": tokens / seconds if seconds else None,
+        "samples_per_second": rows / seconds,
+        "tokens_per_second": tokens / seconds,
         "real_tokens": tokens,
-        "computed_tokens": fitted.computed_tokens,
-        "train_loss": sum(event["loss"] for event in last) / len(last) if last else None,
+        "computed_tokens": sum(event["computed_tokens"] for event in logged),
+        "train_loss": _mean([event["loss"] for event in logged[-10:]]),
         "heldout_loss_before": heldout[0] if heldout else None,
-        "heldout_loss_after": heldout[-1] if heldout else None,
+        "heldout_loss_after": _loss_of_the_kept(heldout[1:], best=settings.load_best),
         "peak_memory_bytes": peak_bytes(job.value("model.device")),
     }
+
+
+def _mean(losses: Sequence[float | None]) -> float | None:
+    """None where one of them was not finite."""
+    finite = [loss for loss in losses if loss is not None]
+    return sum(finite) / len(finite) if len(finite) == len(losses) else None
+
+
+def _loss_of_the_kept(heldout: Sequence[float | None], *, best: bool) -> float | None:
+    """The held-out loss of the adapter that was kept: the last one measured, or the lowest with `load_best`."""
+    finite = [loss for loss in heldout if loss is not None]
+    return min(finite) if best and finite else next(iter(heldout[::-1]), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,7 @@ from luthier.training.job import Job
 from luthier.training.trainer import LuthierTrainer, StepDataset
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """What the loop counted in this process."""
-
-    trained_tokens: int
-    computed_tokens: int
-
-
-def fit(job: Job, run: RunFolder) -> Fitted:
+def fit(job: Job, run: RunFolder) -> None:
     """Trains the job's adapter. Raises Stopped when a signal ended it, after saving a checkpoint."""
     last = checkpoint.newest(run.checkpoints_dir)
     run.write_resolved(job.choices)
@@ -47,7 +38,6 @@ def fit(job: Job, run: RunFolder) -> Fitted:
         what = f"stopped by {stop.reason} at step {state.global_step} of {state.max_steps}, and saved"
         raise Stopped(Problem(str(run.path), what, "the same command goes on from there"))
     run.log({"event": "finish", "step": state.global_step})
-    return Fitted(trainer.trained_tokens, trainer.computed_tokens)
 
 
 def _trainer(job: Job, run: RunFolder, display: Display, stop: OrderlyStop, *, resumed: bool) -> LuthierTrainer:
@@ -74,7 +64,7 @@ def _trainer(job: Job, run: RunFolder, display: Display, stop: OrderlyStop, *, r
         checkpoints_kept=settings.save_total_limit,
         callbacks=callbacks,
     )
-    events.counted = lambda: trainer.trained_tokens
+    events.counted = lambda: (trainer.trained_tokens, trainer.computed_tokens)
     return trainer
 
 

@@ -24,31 +24,33 @@ def train(recipe: Recipe | dict[str, Any] | str | Path, *, fresh: bool = False) 
     recipe = _as_recipe(recipe)
     run = RunFolder(recipe.output).create()
     with run.lock():
-        take_up(run, recipe, fresh=fresh)
+        going_on = goes_on(run, recipe, fresh=fresh)
         # Heavy libraries are loaded from here on: a wrong recipe is refused at once.
         from luthier.training.finish import finish
         from luthier.training.fit import fit
         from luthier.training.job import prepare_job
 
         job = prepare_job(recipe)
-        fitted = fit(job, run)
-        finish(job, fitted, run)
+        if not going_on:
+            run.clear()  # only now that the new run can begin
+        run.write_recipe(recipe)
+        fit(job, run)
+        finish(job, run)
     return run
 
 
-def take_up(run: RunFolder, recipe: Recipe, *, fresh: bool) -> None:
-    """Decides between a new run, going on with one, and refusing (RunError)."""
-    if fresh:
-        run.clear()
-    if run.recipe_file.exists():
-        again = f"start over with --fresh, or choose another folder: --set output={recipe.output}-2"
-        changed = _changed(run.read_recipe(), recipe)
-        if changed:
-            what = f"holds a run of another recipe: {', '.join(changed)} {'differs' if len(changed) == 1 else 'differ'}"
-            raise RunError(Problem(str(run.path), what, again))
-        if run.state() == "finished":
-            raise RunError(Problem(str(run.path), "this run is finished", again))
-    run.write_recipe(recipe)
+def goes_on(run: RunFolder, recipe: Recipe, *, fresh: bool) -> bool:
+    """Whether this recipe goes on with what the folder holds, or begins anew. Raises RunError if it may do neither."""
+    if fresh or not run.has_progress():
+        return False
+    again = f"start over with --fresh, or choose another folder: --set output={recipe.output}-2"
+    changed = _changed(run.read_recipe(), recipe)
+    if changed:
+        what = f"holds a run of another recipe: {', '.join(changed)} {'differs' if len(changed) == 1 else 'differ'}"
+        raise RunError(Problem(str(run.path), what, again))
+    if run.state() == "finished":
+        raise RunError(Problem(str(run.path), "this run is finished", again))
+    return True
 
 
 def _as_recipe(recipe: Recipe | dict[str, Any] | str | Path) -> Recipe:
