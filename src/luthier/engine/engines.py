@@ -40,9 +40,7 @@ class FlatEngine:
         self.share = share
 
     def loss_sum(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        batch = flatten(
-            examples, share=self.share or not model.training, device=next(model.parameters()).device
-        )
+        batch = flatten(examples, share=self.share or not model.training, device=next(model.parameters()).device)
         logits = model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
