@@ -87,6 +87,11 @@ class RunFolder:
         """Whether there is something to lose: a checkpoint or a result."""
         return self.record_file.exists() or any(self.checkpoints_dir.glob("checkpoint-*"))
 
+    def is_trained(self) -> bool:
+        """Whether the adapter is there, and at most answers and record are missing."""
+        past = timeline(self.events())
+        return bool(past) and past[-1]["event"] == "finish"
+
     def _is_run(self) -> bool:
         return self.recipe_file.exists() or self._lock_file.exists()
 

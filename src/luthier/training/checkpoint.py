@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 from luthier import console
@@ -40,13 +41,17 @@ def is_whole(folder: Path) -> bool:
 
 
 def newest(folder: Path) -> Path | None:
-    """The latest whole checkpoint (`checkpoint-100` is step 100). Broken ones are named and passed over."""
+    """The latest whole checkpoint (`checkpoint-100` is step 100). Later ones are broken: named, and removed.
+
+    Left there, a broken one would count among those kept, and take the place of a whole one.
+    """
     named = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     found = sorted(named, key=step_of, reverse=True)
     for checkpoint in found:
         if is_whole(checkpoint):
             return checkpoint
         console.warn(f"{checkpoint.name} is incomplete and is passed over")
+        shutil.rmtree(checkpoint)
     return None
 
 

@@ -1,4 +1,4 @@
-"""After the last step: the adapter, answers before and after, the record and the report."""
+"""After the training: answers before and after, the record and the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from luthier.engine.engines import PlainEngine, set_attention
 from luthier.evaluation.answers import compare, questions
 from luthier.hardware.memory import peak_bytes
 from luthier.hardware.probe import probe
-from luthier.model import adapters
 from luthier.report.page import write_report
 from luthier.report.record import RunFolder, timeline
 from luthier.training.job import Job
@@ -22,16 +21,8 @@ LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safet
 
 
 def finish(job: Job, run: RunFolder) -> None:
-    """Writes everything that a finished run has; `run.json` last."""
+    """Writes what a trained run lacks to be a finished one; `run.json` last."""
     recipe = job.recipe
-    adapters.save(
-        job.model,
-        run.adapter_dir,
-        job.renderer,
-        base_ref=recipe.model.ref,
-        base_folder=job.base.path,
-        system=recipe.data.system,
-    )
     set_attention(job.model, PlainEngine())
     console.say("Answers before and after …")
     asked = questions(job.data.heldout_conversations, recipe.prompts, recipe.data.system)
@@ -83,7 +74,7 @@ def result(job: Job, run: RunFolder) -> dict[str, Any]:
         "train_loss": _mean([event["loss"] for event in logged[-10:]]),
         "heldout_loss_before": heldout[0] if heldout else None,
         "heldout_loss_after": _loss_of_the_kept(heldout[1:], best=settings.load_best),
-        "peak_memory_bytes": peak_bytes(job.value("model.device")),
+        "peak_memory_bytes": max(peak_bytes(job.value("model.device")), *(event["memory_bytes"] for event in logged)),
     }
 
 

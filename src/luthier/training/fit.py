@@ -9,6 +9,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from luthier import console
 from luthier.errors import Problem, Stopped
+from luthier.model import adapters
 from luthier.report.record import RunFolder
 from luthier.training import checkpoint, track
 from luthier.training.callbacks import Events, OrderlyStop
@@ -18,11 +19,15 @@ from luthier.training.trainer import LuthierTrainer, StepDataset
 
 
 def fit(job: Job, run: RunFolder) -> None:
-    """Trains the job's adapter. Raises Stopped when a signal ended it, after saving a checkpoint."""
-    last = checkpoint.newest(run.checkpoints_dir)
+    """Trains the job's adapter and saves it. Raises Stopped when a signal ended it, after saving a checkpoint."""
     run.write_resolved(job.choices)
     job.data.ledger.write(run.ledger_file)
     _show_choices(job)
+    if run.is_trained():
+        console.say("The training is done; going on with what comes after it")
+        job.model.load_adapter(str(run.adapter_dir), job.model.active_adapter)
+        return
+    last = checkpoint.newest(run.checkpoints_dir)
     if last is not None:
         console.say(f"Going on from {last.name}")
     with Display() as display, OrderlyStop(console.say) as stop:
@@ -37,6 +42,14 @@ def fit(job: Job, run: RunFolder) -> None:
         run.log({"event": "stop", "step": state.global_step, "reason": stop.reason})
         what = f"stopped by {stop.reason} at step {state.global_step} of {state.max_steps}, and saved"
         raise Stopped(Problem(str(run.path), what, "the same command goes on from there"))
+    adapters.save(
+        job.model,
+        run.adapter_dir,
+        job.renderer,
+        base_ref=job.recipe.model.ref,
+        base_folder=job.base.path,
+        system=job.recipe.data.system,
+    )
     run.log({"event": "finish", "step": state.global_step})
 
 
@@ -92,6 +105,7 @@ def _arguments(job: Job, folder: Path, *, resumed: bool) -> TrainingArguments:
         load_best_model_at_end=evaluates and settings.load_best,
         metric_for_best_model="eval_loss" if best else None,
         greater_is_better=False if best else None,
+        restore_callback_states_from_checkpoint=True,  # the patience that early stopping has left
         seed=settings.seed,
         data_seed=settings.seed,
         bf16=job.value("model.dtype") == "bfloat16",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import Problem, RunError
+from luthier.errors import Problem, RunError, Stopped
 from luthier.recipe.load import load_recipe, parse_recipe
 from luthier.recipe.schema import Recipe
 from luthier.report.record import RunFolder
@@ -19,24 +19,31 @@ def train(recipe: Recipe | dict[str, Any] | str | Path, *, fresh: bool = False) 
 
     Raises:
         InputError: anything that would keep the run from finishing, before the first step.
-        Stopped: a signal ended it; a checkpoint is saved and the same call goes on.
+        Stopped: a signal ended it, and the same call goes on.
     """
     recipe = _as_recipe(recipe)
     run = RunFolder(recipe.output).create()
-    with run.lock():
-        going_on = goes_on(run, recipe, fresh=fresh)
-        # Heavy libraries are loaded from here on: a wrong recipe is refused at once.
-        from luthier.training.finish import finish
-        from luthier.training.fit import fit
-        from luthier.training.job import prepare_job
-
-        job = prepare_job(recipe)
-        if not going_on:
-            run.clear()  # only now that the new run can begin
-        run.write_recipe(recipe)
-        fit(job, run)
-        finish(job, run)
+    try:
+        with run.lock():
+            _train(run, recipe, going_on=goes_on(run, recipe, fresh=fresh))
+    except KeyboardInterrupt:  # before the first step, after the last, or the second during the training
+        fix = "the same command goes on from the last checkpoint, if there is one"
+        raise Stopped(Problem(str(run.path), "stopped at once by Ctrl-C", fix)) from None
     return run
+
+
+def _train(run: RunFolder, recipe: Recipe, *, going_on: bool) -> None:
+    # Heavy libraries are loaded from here on: a wrong recipe is refused at once.
+    from luthier.training.finish import finish
+    from luthier.training.fit import fit
+    from luthier.training.job import prepare_job
+
+    job = prepare_job(recipe)
+    if not going_on:
+        run.clear()  # only now that the new run can begin
+    run.write_recipe(recipe)
+    fit(job, run)
+    finish(job, run)
 
 
 def goes_on(run: RunFolder, recipe: Recipe, *, fresh: bool) -> bool:

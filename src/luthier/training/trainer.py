@@ -88,6 +88,11 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         # batch_size=1 and not None: accelerate's skip_first_batches, by which a run resumes, needs a batch sampler.
         return DataLoader(self.train_dataset, batch_size=1, collate_fn=_only)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """One epoch; none of it after the last step, where the Trainer of 5.23 would do one more on going on."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
     def training_step(self, model: Any, inputs: list[Example], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one optimizer step; returns its mean loss a labelled token."""
         model.train()
