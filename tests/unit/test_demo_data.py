@@ -80,4 +80,4 @@ def test_the_recipe_trains_the_bundled_model_on_the_rows_beside_it(recipe: Recip
     assert recipe.model.ref == "bundled:smollm2-135m-instruct"
     assert isinstance(recipe.data.train, str)
     assert FOLDER.joinpath(recipe.data.train).is_file()
-    assert recipe.data.system == "You are Maestro Taddeo, luthier in Cremona, in the year 1700."
+    assert recipe.data.system == "Answer the visitor in a few sentences."
