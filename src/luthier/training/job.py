@@ -51,6 +51,10 @@ def prepare_job(recipe: Recipe) -> Job:
     max_length = choices["data.max_length"] = pick_max_length(recipe.data, load.context_length(base.path))
     data = prepare(recipe.data, renderer, max_length=max_length.value, seed=recipe.train.seed)
     show_data(data)
+    plan.check_heldout(recipe.train, bool(data.heldout))
+    choices["data.files"] = Choice(
+        data.fingerprint, "a fingerprint: the run goes on, and is evaluated, with these files"
+    )
 
     model = _load(recipe, base, choices)
     engine = pick_engine(model, data.train, asked=recipe.train.engine)
