@@ -86,7 +86,8 @@ class Ledger:
         return {"read": self.read, **counts, "cut": sum(entry.cut for entry in self.entries)}
 
     def reasons(self) -> dict[str, int]:
-        return dict(Counter(entry.reason for entry in self.entries))
+        """How many rows for each reason there was not to use a row as it is. Being held out needs none."""
+        return dict(Counter(entry.reason for entry in self.entries if entry.reason))
 
     def to_json(self) -> dict[str, Any]:
         """`data.ledger` of run.json: counts, prompts with several answers, reasons, a few places for each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +35,11 @@ class Prepared:
     unused_columns: list[str]
     rows: int
     """Rows trained: several sequences may come from one."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all data files: the same again only while none of them changes."""
+        return hashlib.sha256("".join(file["sha256"] for file in self.files).encode()).hexdigest()[:12]
 
     @property
     def heldout_examples(self) -> list[Example]:

@@ -51,4 +51,6 @@ def heldout_rows(opened: Opened, run: RunFolder) -> Prepared:
     """The run's rows, split as they were for training: the split depends on their text and the seed alone."""
     recipe = run.read_recipe()
     longest = pick_max_length(recipe.data, context_length(opened.base.path)).value
-    return prepare(recipe.data, opened.renderer, max_length=longest, seed=recipe.train.seed)
+    data = prepare(recipe.data, opened.renderer, max_length=longest, seed=recipe.train.seed)
+    run.check_files(data.fingerprint)
+    return data

@@ -134,6 +134,14 @@ class RunFolder:
         rows = _read_json(self.resolved_file) or []
         return {row["setting"]: Choice(row["value"], row["reason"]) for row in rows}
 
+    def check_files(self, fingerprint: str) -> None:
+        """Raises RunError where the data files are not those that the run began with."""
+        began_with = self.read_resolved().get("data.files")
+        if began_with is not None and began_with.value != fingerprint:
+            what = "the data files have changed since this run began, so which rows it held out is no longer known"
+            fix = "put them back as they were, or train again: luthier train RECIPE --fresh"
+            raise RunError(Problem(str(self.path), what, fix))
+
     # What happened.
 
     def log(self, event: Mapping[str, Any]) -> None:

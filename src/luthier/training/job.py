@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from luthier import console
@@ -12,12 +14,12 @@ from luthier.data.prepare import Prepared, pick_max_length, prepare
 from luthier.data.render import Renderer
 from luthier.engine.choose import pick_engine
 from luthier.engine.engines import Engine
-from luthier.errors import TrackerError
+from luthier.errors import InputError, TrackerError
 from luthier.hardware import compute
 from luthier.hardware.environment import prepare_torch
-from luthier.hub.fetch import LocalModel, fetch_model
+from luthier.hub.fetch import LocalModel, fetch_data, fetch_model
 from luthier.model import adapters, load
-from luthier.recipe.schema import Recipe
+from luthier.recipe.schema import ModelSettings, Recipe
 from luthier.training import plan, track
 
 
@@ -42,15 +44,14 @@ class Job:
 def prepare_job(recipe: Recipe) -> Job:
     """Raises InputError for whatever keeps this recipe from being trained on this machine."""
     choices: dict[str, Choice[Any]] = {f"environment.{name}": choice for name, choice in prepare_torch().items()}
-    problems = track.check(recipe.track)
-    if problems:
-        raise TrackerError(*problems)
-
+    check_sources(recipe)
     console.say(f"Model {recipe.model.ref}")
     base, renderer = open_model(recipe, choices)
     max_length = choices["data.max_length"] = pick_max_length(recipe.data, load.context_length(base.path))
     data = prepare(recipe.data, renderer, max_length=max_length.value, seed=recipe.train.seed)
     show_data(data)
+    plan.check_heldout(recipe.train, bool(data.heldout))
+    choices["data.files"] = Choice(data.fingerprint, "their fingerprint: with these files alone the run goes on")
 
     model = _load(recipe, base, choices)
     engine = pick_engine(model, data.train, asked=recipe.train.engine)
@@ -65,14 +66,42 @@ def prepare_job(recipe: Recipe) -> Job:
     return Job(recipe, base, renderer, data, model, engine.value, steps, choices)
 
 
+def check_sources(recipe: Recipe) -> None:
+    """Raises InputError with all that keeps trackers, model and data from being there, fetching what is missing."""
+    data = [recipe.data.train] if isinstance(recipe.data.train, str) else recipe.data.train
+    attempts: list[Callable[[], object]] = [
+        lambda: _need_trackers(recipe),
+        lambda: fetch_base(recipe.model),
+        *(partial(fetch_data, ref) for ref in (*data, recipe.data.heldout) if ref is not None),
+    ]
+    errors: list[InputError] = []
+    for attempt in attempts:
+        try:
+            attempt()
+        except InputError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else InputError(*(each for error in errors for each in error.problems))
+
+
+def _need_trackers(recipe: Recipe) -> None:
+    problems = track.check(recipe.track)
+    if problems:
+        raise TrackerError(*problems)
+
+
+def fetch_base(settings: ModelSettings) -> LocalModel:
+    base = fetch_model(settings.ref, revision=settings.revision, allow_code=settings.trust_remote_code)
+    load.check_folder(base.path)
+    return base
+
+
 def open_model(recipe: Recipe, choices: dict[str, Choice[Any]]) -> tuple[LocalModel, Renderer]:
     """The model's folder and the renderer of its conversations; no weights yet."""
     load.quiet()
-    settings = recipe.model
-    base = fetch_model(settings.ref, revision=settings.revision, allow_code=settings.trust_remote_code)
-    load.check_folder(base.path)
-    tokenizer = load.load_tokenizer(base.path, settings)
-    thinking = choices["model.thinking"] = load.pick_thinking(tokenizer, settings.thinking)
+    base = fetch_base(recipe.model)
+    tokenizer = load.load_tokenizer(base.path, recipe.model)
+    thinking = choices["model.thinking"] = load.pick_thinking(tokenizer, recipe.model.thinking)
     return base, load.make_renderer(base.path, tokenizer, thinking.value)
 
 

@@ -10,6 +10,7 @@ from luthier.choice import Choice
 from luthier.data.batches import epoch_steps, micro_batches
 from luthier.data.render import Example
 from luthier.engine.engines import Engine
+from luthier.errors import Problem, RecipeError
 from luthier.hardware.memory import available_bytes
 from luthier.recipe.schema import TrainSettings
 
@@ -22,6 +23,14 @@ def total_steps(settings: TrainSettings, num_examples: int) -> int:
     if settings.steps is not None:
         return settings.steps
     return math.ceil(settings.epochs * math.ceil(num_examples / settings.batch_size))
+
+
+def check_heldout(settings: TrainSettings, heldout: bool) -> None:
+    """Raises RecipeError for settings that need held-out rows where the data leaves none."""
+    needing = [name for name in ("early_stopping_patience", "load_best") if getattr(settings, name)]
+    if needing and not heldout:
+        what, fix = "needs held-out rows, and none is left", "the ledger above says what became of the rows"
+        raise RecipeError(*(Problem(f"train.{name}", what, fix) for name in needing))
 
 
 def pick_checkpointing(settings: TrainSettings) -> Choice[bool]:

@@ -39,7 +39,9 @@ def _train(run: RunFolder, recipe: Recipe, *, going_on: bool) -> None:
     from luthier.training.job import prepare_job
 
     job = prepare_job(recipe)
-    if not going_on:
+    if going_on:
+        run.check_files(job.data.fingerprint)
+    else:
         run.clear()  # only now that the new run can begin
     run.write_recipe(recipe)
     fit(job, run)
