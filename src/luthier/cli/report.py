@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 
 from luthier import console
-from luthier.report.page import write_report
-from luthier.report.record import RunFolder
 
 
 def report(
@@ -19,6 +17,9 @@ def report(
     """Write report.html of a run again, finished or not, and say where it is."""
     if json:
         console.use_json()
+    from luthier.report.page import write_report
+    from luthier.report.record import RunFolder
+
     page = write_report(RunFolder.open(run)).resolve()
     console.result({"ok": True, "report": str(page)})
     console.say(f"Open it in a browser: {page.as_uri()}")

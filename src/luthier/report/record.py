@@ -15,14 +15,16 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import yaml
 
 from luthier.choice import Choice
 from luthier.errors import Problem, RunError
-from luthier.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from luthier.recipe.schema import Recipe  # pydantic takes a while to build it: not for `luthier --help`
 
 Event = dict[str, Any]
 
@@ -113,6 +115,8 @@ class RunFolder:
     def read_recipe(self) -> Recipe:
         """The recipe exactly as `write_recipe` got it. Raises RunError."""
         from pydantic import ValidationError
+
+        from luthier.recipe.schema import Recipe
 
         again = "start the run again from your recipe with --fresh"
         try:
