@@ -81,7 +81,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return torch, rest
 
 
-# What is installed -----------------------------------------------------------------------------------------------
+# Installing ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,6 @@ def place() -> str:
 
 def hash_of_inputs() -> str:
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in INPUTS)).hexdigest()
-
-
-# Installing ------------------------------------------------------------------------------------------------------
 
 
 def install(wanted: str, with_tests: bool, lock: IO[str]) -> None:
@@ -158,13 +155,14 @@ def kept_torch() -> Plan:
 
 def make_venv(build: Build, steps: Steps) -> None:
     """A new `.venv`, if there is room for the build and its libraries."""
-    with steps.step("Make .venv"):
+    with steps.step("Make .venv") as step:
         free = shutil.disk_usage(ROOT).free / 1e9
         if free < build.disk_gb:
             what = f"{free:.1f} GB are free, and {build} takes up to {build.disk_gb} GB with its libraries"
             raise InputError(Problem(str(ROOT), what, "make room, or use --torch cpu"))
         # If this runs in .venv itself, the Python that .venv was made with makes it again.
         maker = getattr(sys, "_base_executable", sys.executable) if sys.prefix == str(VENV) else sys.executable
+        step.activity = "removing the old one" if VENV.exists() else ""
         if steps.run([maker, "-m", "venv", "--clear", str(VENV)]):
             fix = "on Debian and Ubuntu: sudo apt install python3-venv; then start again"
             raise InputError(Problem(".venv", steps.ending(), fix))
@@ -186,7 +184,8 @@ def install_torch(builds: Sequence[Build], steps: Steps) -> str:
                 (site_packages() / "kept_torch.pth").write_text(build.index + "\n", encoding="utf-8")
             else:
                 steps.pip(*(["--extra-index-url", build.index] if build.index else []), *build.requirements)
-            version = output([str(PYTHON), "-c", "import importlib.metadata as m; print(m.version('torch'))"])
+            ask = [str(PYTHON), "-c", "import importlib.metadata as m; print(m.version('torch'))"]
+            version = subprocess.check_output(ask, encoding="utf-8").strip()
             TORCH_PIN.write_text(f"torch=={version}", encoding="utf-8")  # so that no later step replaces it
             step.result = f"{version} from {build.index or OWN_INDEX}"
             return str(build)
@@ -315,11 +314,6 @@ class Steps:
 def say(text: str) -> None:
     """To standard error: standard output belongs to the command that is started."""
     print(text, file=sys.stderr, flush=True)
-
-
-def output(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
-    return done.stdout.strip()
 
 
 def activity(line: str) -> str:

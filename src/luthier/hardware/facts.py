@@ -49,8 +49,7 @@ class Library:
 class Facts:
     hardware: Hardware
     torch: Torch
-    environ: Mapping[str, str]
-    set_by_luthier: Mapping[str, str] = field(default_factory=dict)
+    environ: Mapping[str, str]  # as the user set it, before Luthier adds what torch needs
     libraries: tuple[Library, ...] = ()
     hubs: Mapping[str, str] = field(default_factory=dict)  # address: "" if it answers, else what happened
     device_wheels: tuple[str, ...] = ()  # chips whose AMD device wheels are installed
@@ -66,14 +65,13 @@ def gather() -> Facts:
     hubs: dict[str, str] = {}
     asking = threading.Thread(target=lambda: hubs.update(ask_hubs(environ)), daemon=True)
     asking.start()
-    chosen = prepare_torch(gpus=hardware.gpus)
+    prepare_torch(gpus=hardware.gpus)
     torch = look_at_torch()
     asking.join()
     return Facts(
         hardware=hardware,
         torch=torch,
         environ=environ,
-        set_by_luthier={name: choice.value for name, choice in chosen.items() if name not in environ},
         libraries=look_at_libraries(),
         hubs=hubs,
         device_wheels=tuple(sorted(_device_wheels())),

@@ -30,8 +30,8 @@ def test_cpu_quota_of_v1(tmp_path: Path, text: str, quota: float | None) -> None
 
 
 def test_a_limit_on_a_parent_holds_too(tmp_path: Path) -> None:
-    files = {"user.slice/cpu.max": "300000 100000", "user.slice/session.scope/cpu.max": "max 100000"}
-    assert cgroups(tmp_path, "0::/user.slice/session.scope\n", files).cpu_quota() == 3.0
+    files = {"user.slice/cpu.max": "300000 100000", "user.slice/app.scope/cpu.max": "max 100000"}
+    assert cgroups(tmp_path, "0::/user.slice/app.scope\n", files).cpu_quota() == 3.0
 
 
 def test_memory_left_counts_file_cache_as_free(tmp_path: Path) -> None:

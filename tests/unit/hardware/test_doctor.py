@@ -60,7 +60,6 @@ RYZEN = replace(
         rates={"cpu": CPU_RATES, "cuda": {"float32": 8e12, "bfloat16": 30.2e12, "float16": 31e12}},
     ),
     device_wheels=("gfx1151",),
-    set_by_luthier={AOTRITON: "1"},
 )
 NVIDIA = replace(
     LAPTOP,
@@ -199,7 +198,7 @@ def test_the_override_is_nothing_to_an_nvidia_machine() -> None:
 
 
 def test_fast_attention_switched_off_by_hand() -> None:
-    assert complaints(replace(RYZEN, environ={AOTRITON: "0"}, set_by_luthier={})) == [
+    assert complaints(replace(RYZEN, environ={AOTRITON: "0"})) == [
         Finding(
             "attention",
             f"{AOTRITON}=0: torch computes attention the slow way on gfx1151",
@@ -207,7 +206,7 @@ def test_fast_attention_switched_off_by_hand() -> None:
             f"unset it: Luthier then sets {AOTRITON}=1",
         )
     ]
-    assert complaints(replace(RYZEN, environ={AOTRITON: "1"}, set_by_luthier={})) == []
+    assert complaints(replace(RYZEN, environ={AOTRITON: "1"})) == []
 
 
 def test_linux_gives_the_gpu_half_of_the_shared_memory() -> None:
