@@ -89,6 +89,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3_text", {**_SHAPE, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16}),
     "mistral": ("mistral", {**_SHAPE, "sliding_window": 8}),
     "phi3": ("phi3", _SHAPE),
+    "gpt2": (
+        "gpt2",
+        {"vocab_size": 400, "n_embd": 64, "n_layer": 2, "n_head": 4}
+        | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    ),
     "gemma2": ("gemma2", {**_SHAPE, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16}),
     "qwen3_5": ("qwen3_5_text", _LINEAR_ATTENTION),
     "gpt_oss": ("gpt_oss", {**_SHAPE, "head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1}),
