@@ -80,34 +80,38 @@ _LINEAR_ATTENTION: dict[str, Any] = {
     "linear_value_head_dim": 16,
 }
 
+_WINDOWED: dict[str, Any] = {**_SHAPE, "head_dim": 16, "sliding_window": 8}
+_GEMMA: dict[str, Any] = {
+    **_WINDOWED,
+    "query_pre_attn_scalar": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+_GPT2: dict[str, Any] = {"vocab_size": 400, "n_embd": 64, "n_layer": 2, "n_head": 4}
+
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {**_SHAPE, "tie_word_embeddings": False}),
     "llama-tied": ("llama", {**_SHAPE, "tie_word_embeddings": True}),
     "llama-all-heads": ("llama", {**_SHAPE, "num_key_value_heads": 4}),
     "qwen2": ("qwen2", _SHAPE),
     "qwen3": ("qwen3", {**_SHAPE, "head_dim": 16}),
-    "gemma3": ("gemma3_text", {**_SHAPE, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16}),
-    "mistral": ("mistral", {**_SHAPE, "sliding_window": 8}),
+    "gemma3": ("gemma3_text", _GEMMA),
+    "mistral": ("mistral", _WINDOWED),
     "phi3": ("phi3", _SHAPE),
-    "gpt2": (
-        "gpt2",
-        {"vocab_size": 400, "n_embd": 64, "n_layer": 2, "n_head": 4}
-        | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-    ),
-    "gemma2": ("gemma2", {**_SHAPE, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16}),
+    "gpt2": ("gpt2", {**_GPT2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+    "opt": ("opt", {**_SHAPE, "ffn_dim": 96, "word_embed_proj_dim": 64, "dropout": 0.0}),
+    # What the flat engine declines.
+    "gemma2": ("gemma2", _GEMMA),
     "qwen3_5": ("qwen3_5_text", _LINEAR_ATTENTION),
     "gpt_oss": ("gpt_oss", {**_SHAPE, "head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    "nemotron": ("nemotron", _SHAPE),
 }
-"""Name → transformers' model type and its settings. Two layers, so Gemma's are spelt out below."""
-_LAYER_TYPES = {"gemma3": ["sliding_attention", "full_attention"], "gemma2": ["sliding_attention", "full_attention"]}
+"""Name → transformers' model type and its settings."""
 
 
-def make_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+def make_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
     """A model of a family with random weights, wide enough apart that a wrong mask changes its loss plainly."""
-    kind, settings = FAMILIES[family]
-    if family in _LAYER_TYPES:
-        settings = {**settings, "layer_types": _LAYER_TYPES[family]}
-    config = AutoConfig.for_model(kind, **settings)
+    kind, usual = FAMILIES[family]
+    config = AutoConfig.for_model(kind, **{**usual, **settings})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

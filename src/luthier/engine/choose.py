@@ -39,8 +39,10 @@ def pick_engine(model: Any, examples: Sequence[Example], *, asked: str) -> Choic
 
 def has_dropout(model: Any) -> bool:
     """Whether anything is dropped in training, by the adapter or by the model itself."""
-    layers = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
-    return layers or getattr(model.config.get_text_config(), "attention_dropout", 0.0) > 0
+    adapter = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    # Some models drop without a module of their own; all name it in their config (attention_dropout, resid_pdrop, …).
+    config = model.config.get_text_config().to_dict()
+    return adapter or any("drop" in key and isinstance(value, float) and value > 0 for key, value in config.items())
 
 
 def _check(model: Any, engine: Engine, examples: Sequence[Example]) -> Choice[bool]:
