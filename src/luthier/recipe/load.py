@@ -115,7 +115,8 @@ def _problem(where: str, path: tuple[str, ...], item: Any) -> Problem:
         return Problem(place, "cannot be put into data", "write it once, as data.system")
     if item["type"] == "extra_forbidden":
         known = _settings_of(*path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        elsewhere = [f"{section}.{path[-1]}" for section in Recipe.model_fields if path[-1] in _settings_of(section)]
+        near = elsewhere or difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         fix = f"did you mean {near[0]}?" if near else f"settings here: {', '.join(known)}"
         return Problem(place, "is no setting", fix)
     if item["type"] == "missing":
