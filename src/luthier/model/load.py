@@ -104,7 +104,7 @@ def load_model(folder: Path, *, dtype: str, device: str, trust_remote_code: bool
         )
     except SafetensorError as error:
         raise ModelError(Problem(str(folder), f"a weight file is damaged: {error}", "fetch it again")) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise ModelError(_unreadable(folder, "model", error)) from None
     absent = sorted([*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])])
     if absent:  # transformers would fill them with random numbers
