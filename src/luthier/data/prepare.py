@@ -157,7 +157,7 @@ class _Fit:
             if cut:
                 detail = f"{longest:,} tokens"
                 return cut, Entry(row.source, outcome, f"prompt cut to {self.max_length:,} tokens", detail, cut=True)
-            too_long = f"its answer alone is {too_long}"
+            too_long = f"{too_long}, and no question fits before its answer"
         return [], Entry(row.source, "dropped", too_long, f"{longest:,} tokens")
 
     def _cut(self, row: Conversation, examples: list[Example]) -> list[Example]:
