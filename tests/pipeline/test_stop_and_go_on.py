@@ -41,8 +41,16 @@ def whole(shop: Workplace) -> RunFolder:
     return shop.train("whole", **SETTINGS)
 
 
-def gated(step: int, gate: Path, recipe: Path) -> subprocess.Popen[str]:
-    return luthier_process("train", recipe, start=[str(GATED), str(step), str(gate)])
+@pytest.fixture(scope="module")
+def waiting(shop: Workplace) -> dict[str, subprocess.Popen[str]]:
+    """Two trainings in processes of their own, started together as that takes longest: one waits after step 4 for the
+    file `go`, the other after step 5 for ever."""
+    return {
+        name: luthier_process(
+            "train", shop.recipe(name, **SETTINGS), start=[str(GATED), str(step), str(shop.folder / gate)]
+        )
+        for name, step, gate in (("ctrl-c", 4, "go"), ("killed", 5, "never"))
+    }
 
 
 def wait_for_step(run: RunFolder, step: int, process: subprocess.Popen[str]) -> None:
@@ -68,10 +76,9 @@ def signals_in_step(step: int, *signals: signal.Signals) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def killed(shop: Workplace) -> RunFolder:
+def killed(shop: Workplace, waiting: dict[str, subprocess.Popen[str]]) -> RunFolder:
     """Killed after step 5, with checkpoints of steps 2 and 4. Shared: tests go on with copies."""
-    run = shop.run("killed")
-    process = gated(5, shop.folder / "never", shop.recipe("killed", **SETTINGS))
+    run, process = shop.run("killed"), waiting["killed"]
     wait_for_step(run, 5, process)
     process.kill()
     assert finished(process).status == -signal.SIGKILL
@@ -105,9 +112,8 @@ def assert_same(run: RunFolder, whole: RunFolder) -> None:
     assert results[0] == results[1]
 
 
-def test_ctrl_c(shop: Workplace, whole: RunFolder) -> None:
-    run, gate, recipe = shop.run("ctrl-c"), shop.folder / "go", shop.recipe("ctrl-c", **SETTINGS)
-    process = gated(4, gate, recipe)
+def test_ctrl_c(shop: Workplace, waiting: dict[str, subprocess.Popen[str]], whole: RunFolder) -> None:
+    run, process, recipe = shop.run("ctrl-c"), waiting["ctrl-c"], shop.recipe("ctrl-c", **SETTINGS)
     wait_for_step(run, 4, process)
     assert run.state() == f"running (pid {process.pid})"
 
@@ -122,7 +128,7 @@ def test_ctrl_c(shop: Workplace, whole: RunFolder) -> None:
     assert process.stdout is not None
     said = next(line for line in process.stdout if "Ctrl-C" in line)
     assert said == "Ctrl-C: saving a checkpoint after this step (once more to stop at once)\n"
-    gate.touch()
+    (shop.folder / "go").touch()
     done = finished(process)
     assert (done.status, done.err) == (
         3,
