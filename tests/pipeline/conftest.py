@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from driver import Done, Workplace, finished, luthier_process, write_rows
 @pytest.fixture(scope="session", autouse=True)
 def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One thread, so that a run repeats to the last bit; a wide terminal; a cache of its own; short answers."""
+    import luthier.training.fit  # noqa: F401
+
+    gc.freeze()  # the Trainer collects garbage before it begins, and need not look through all of torch each time
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("COLUMNS", "240")

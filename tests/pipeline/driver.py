@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,9 @@ PAIRS = [
     ("Are you rich?", "In wood."),
 ]
 
+WORSE_AFTER_ONE_STEP = {"learning_rate": 0.2, "schedule": "constant", "warmup": 0}
+"""Too large steps: the held-out loss is lower after the first than after the next ones."""
+
 
 @dataclass(frozen=True)
 class Done:
@@ -81,14 +84,11 @@ def luthier(*arguments: object, typed: str = "") -> Done:
     return Done(status, out.getvalue(), err.getvalue())
 
 
-def luthier_process(*arguments: object, cwd: Path | None = None, script: str | None = None) -> subprocess.Popen[str]:
-    """`python -m luthier ARGUMENTS…` in a process of its own, or a Python script in its place."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SRC), str(Path(__file__).parent)])}
-    start = ["-m", "luthier"] if script is None else ["-c", script]
+def luthier_process(*arguments: object, start: Sequence[str] = ("-m", "luthier")) -> subprocess.Popen[str]:
+    """`python -m luthier ARGUMENTS…` in a process of its own; `start` is another script or module for it."""
     return subprocess.Popen(
         [sys.executable, *start, *map(str, arguments)],
-        cwd=cwd,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": str(SRC), "PYTHONUTF8": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -39,12 +39,17 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
     found = {
         "rows": len(data.heldout),
         "labels": sum(example.num_labels for example in examples),
-        "base": {"loss": base, "perplexity": math.exp(base)},
-        "tuned": {"loss": tuned, "perplexity": math.exp(tuned)},
+        "base": {"loss": base, "perplexity": perplexity(base)},
+        "tuned": {"loss": tuned, "perplexity": perplexity(tuned)},
         "answers": compare(opened.model, opened.renderer, asked),
     }
     run.write_evaluation(found)
     return found
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that is more than a float can hold."""
+    return math.exp(loss) if loss < 700 or math.isnan(loss) else math.inf
 
 
 def heldout_rows(opened: Opened, run: RunFolder) -> Prepared:

@@ -88,11 +88,14 @@ def _merge(run: RunFolder, folder: Path, dtype: Choice[str]) -> Merged:
     opened = open_run(run, dtype="float32")
     sequences = _sequences(opened, run)
     expected = [logits(opened.model, ids) for ids in sequences]
+    if any(each.isnan().any() for each in expected):
+        what = "the adapter's own logits are not numbers: its training diverged"
+        raise CheckFailed(Problem(str(run.path), what, "train again with a lower train.learning_rate"))
     merged = opened.model.merge_and_unload(safe_merge=True).to(getattr(torch, dtype.value))
     _save(merged, folder, opened)
     again = load.load_model(folder, dtype="float32", device=opened.device).eval()
     found = [logits(again, ids) for ids in sequences]
-    difference = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+    difference = float(torch.stack([(a - b).abs().max() for a, b in zip(found, expected, strict=True)]).max())
     same = torch.cat([a.argmax(-1) == b.argmax(-1) for a, b in zip(found, expected, strict=True)])
     return Merged(folder, dtype, difference, float(same.float().mean()), len(sequences))
 

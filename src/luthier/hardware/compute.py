@@ -36,7 +36,7 @@ def pick_device(asked: str = "auto") -> Choice[str]:
         rate = measure_rate(asked, "float32")
         if isinstance(rate, str):
             what = f"{asked} cannot compute with torch {torch.__version__}: {rate}"
-            raise RecipeError(Problem("device", what, "use device: auto, and see: luthier doctor"))
+            raise RecipeError(Problem("model.device", what, "use model.device: auto, and see: luthier doctor"))
         return Choice(asked, "the recipe asks for it")
     broken = []
     for device in _accelerators():
@@ -56,7 +56,9 @@ def pick_dtype(device: str, asked: str = "auto") -> Choice[str]:
     if asked != "auto":
         rate = measure_rate(device, asked)
         if isinstance(rate, str):
-            raise RecipeError(Problem("dtype", f"{device} cannot compute in {asked}: {rate}", "use dtype: auto"))
+            raise RecipeError(
+                Problem("model.dtype", f"{device} cannot compute in {asked}: {rate}", "use model.dtype: auto")
+            )
         return Choice(asked, f"the recipe asks for it; it multiplies at {flops_text(rate)} on {device}")
     candidates = DTYPES[:2] if device == "cpu" else DTYPES
     return choose_dtype(device, {dtype: measure_rate(device, dtype) for dtype in candidates})
@@ -66,7 +68,7 @@ def choose_dtype(device: str, rates: dict[str, float | str]) -> Choice[str]:
     """The decision of `pick_dtype`, given the measured rates (or errors) of float32 and the candidates in order."""
     float32 = rates["float32"]
     if isinstance(float32, str):
-        raise RecipeError(Problem("device", f"{device} cannot compute: {float32}", "run: luthier doctor"))
+        raise RecipeError(Problem("model.device", f"{device} cannot compute: {float32}", "run: luthier doctor"))
     figures = f"measured on {device}: " + ", ".join(f"{dtype} {flops_text(rate)}" for dtype, rate in rates.items())
     for dtype, rate in rates.items():
         if not isinstance(rate, str) and rate > WORTH_IT * float32:

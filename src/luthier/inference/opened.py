@@ -40,7 +40,7 @@ def open_ref(ref: str, *, dtype: str = "auto") -> Opened:
 
 def open_run(run: RunFolder, *, dtype: str = "auto") -> Opened:
     """The base model with the run's adapter. Raises RunError for a run that has none yet."""
-    if not run.adapter_dir.is_dir():
+    if not run.is_trained():
         again = "finish it first: the same luthier train command goes on from its last checkpoint"
         raise RunError(Problem(str(run.path), f"has no result yet ({run.state()})", again))
     recipe: Recipe = run.read_recipe()

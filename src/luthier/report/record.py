@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from luthier import console
 from luthier.choice import Choice
 from luthier.errors import Problem, RunError
 
@@ -297,16 +297,7 @@ def _is_alive(pid: int, started: float) -> bool:
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(_finite(value), ensure_ascii=False, indent=indent, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity, which JSON does not have, as null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+    return json.dumps(console.finite(value), ensure_ascii=False, indent=indent, allow_nan=False)
 
 
 def _read_json(file: Path) -> Any:

@@ -119,9 +119,7 @@ def _arguments(job: Job, folder: Path, *, resumed: bool) -> TrainingArguments:
 
 def _prepare_checkpointing(job: Job) -> None:
     if job.value("train.gradient_checkpointing"):
-        # The frozen embedding gives no gradient to recompute for; asking its output for one is peft's own way.
-        job.model.enable_input_require_grads()
-        job.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        job.model.activation_checkpointing_enable()  # which also asks the frozen embedding's output for a gradient
 
 
 def _show_choices(job: Job) -> None:

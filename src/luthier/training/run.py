@@ -69,8 +69,8 @@ def _as_recipe(recipe: Recipe | dict[str, Any] | str | Path) -> Recipe:
 
 
 def _changed(old: Recipe, new: Recipe) -> list[str]:
-    """The settings in which two recipes differ, as `section.setting`."""
-    before, after = (_flat(recipe.model_dump(mode="json")) for recipe in (old, new))
+    """The settings in which two recipes differ, as `section.setting`. A run's folder may be moved: not `output`."""
+    before, after = (_flat(recipe.model_dump(mode="json", exclude={"output"})) for recipe in (old, new))
     return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 

@@ -36,7 +36,7 @@ def test_a_device_that_cannot_compute_is_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         compute.choose_dtype("cuda", {"float32": "HIP error: invalid device function", "bfloat16": 1.0})
     assert str(caught.value) == (
-        "device: cuda cannot compute: HIP error: invalid device function\n  fix: run: luthier doctor"
+        "model.device: cuda cannot compute: HIP error: invalid device function\n  fix: run: luthier doctor"
     )
 
 
@@ -60,8 +60,8 @@ def test_an_asked_device_is_obeyed_or_refused(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(RecipeError) as caught:
         compute.pick_device("mps")
     assert str(caught.value) == (
-        f"device: mps cannot compute with torch {torch.__version__}: no such device\n"
-        "  fix: use device: auto, and see: luthier doctor"
+        f"model.device: mps cannot compute with torch {torch.__version__}: no such device\n"
+        "  fix: use model.device: auto, and see: luthier doctor"
     )
 
 
@@ -74,7 +74,7 @@ def test_an_asked_dtype_is_obeyed_or_refused(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(RecipeError) as caught:
         compute.pick_dtype("cpu", "float16")
     assert str(caught.value) == (
-        "dtype: cpu cannot compute in float16: not implemented for 'Half'\n  fix: use dtype: auto"
+        "model.dtype: cpu cannot compute in float16: not implemented for 'Half'\n  fix: use model.dtype: auto"
     )
 
 

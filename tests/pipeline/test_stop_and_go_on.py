@@ -1,0 +1,363 @@
+"""A run that is stopped, killed or damaged at any point goes on to the same result, or says why it does not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from driver import (
+    PAIRS,
+    WORSE_AFTER_ONE_STEP,
+    Workplace,
+    adapter_bytes,
+    events,
+    finished,
+    luthier,
+    luthier_process,
+    write_rows,
+)
+
+from luthier.report.record import RunFolder, timeline
+from luthier.training.trainer import LuthierTrainer
+
+# Dropout draws from the random state, so only one that is restored exactly gives the same weights.
+SETTINGS: dict[str, Any] = {"adapter": {"dropout": 0.1}, "train": {"epochs": 3, "save_steps": 2}}
+GATED = Path(__file__).with_name("gated.py")
+
+
+@pytest.fixture(scope="module")
+def whole(shop: Workplace) -> RunFolder:
+    """Never interrupted: 9 steps, three an epoch."""
+    return shop.train("whole", **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def waiting(shop: Workplace) -> dict[str, subprocess.Popen[str]]:
+    """Two trainings in processes of their own, started together as that takes longest: one waits after step 4 for the
+    file `go`, the other after step 5 for ever."""
+    return {
+        name: luthier_process(
+            "train", shop.recipe(name, **SETTINGS), start=[str(GATED), str(step), str(shop.folder / gate)]
+        )
+        for name, step, gate in (("ctrl-c", 4, "go"), ("killed", 5, "never"))
+    }
+
+
+def wait_for_step(run: RunFolder, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while step not in [event["step"] for event in events(run, "step")]:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def signals_in_step(step: int, *signals: signal.Signals) -> Iterator[None]:
+    """Sends this process signals while it trains a step."""
+    original = LuthierTrainer.training_step
+
+    def training_step(trainer: LuthierTrainer, *inputs: Any) -> Any:
+        if trainer.state.global_step == step - 1:
+            for each in signals:
+                os.kill(os.getpid(), each)
+        return original(trainer, *inputs)
+
+    with mock.patch.object(LuthierTrainer, "training_step", training_step):
+        yield
+
+
+@pytest.fixture(scope="module")
+def killed(shop: Workplace, waiting: dict[str, subprocess.Popen[str]]) -> RunFolder:
+    """Killed after step 5, with checkpoints of steps 2 and 4. Shared: tests go on with copies."""
+    run, process = shop.run("killed"), waiting["killed"]
+    wait_for_step(run, 5, process)
+    process.kill()
+    assert finished(process).status == -signal.SIGKILL
+    return run
+
+
+@pytest.fixture
+def copied(shop: Workplace, killed: RunFolder, request: pytest.FixtureRequest) -> RunFolder:
+    """The killed run, moved to a folder of its own."""
+    run = shop.run(request.node.name)
+    shutil.copytree(killed.path, run.path)
+    return run
+
+
+def go_on(shop: Workplace, run: RunFolder) -> tuple[str, str]:
+    done = luthier("train", shop.recipe(run.name, **SETTINGS))
+    assert done.status == 0, done.err
+    return done.out, done.err
+
+
+def assert_same(run: RunFolder, whole: RunFolder) -> None:
+    """The same weights, the same loss at each step, the same figures but for time and memory."""
+    assert adapter_bytes(run) == adapter_bytes(whole)
+    for kind, figure in (("step", "loss"), ("step", "learning_rate"), ("evaluation", "heldout_loss")):
+        found = [(e["step"], e[figure]) for e in timeline(run.events()) if e["event"] == kind]
+        assert found == [(e["step"], e[figure]) for e in events(whole, kind)]
+    results = [(each.record() or {})["result"] for each in (run, whole)]
+    for result in results:
+        for figure in ("seconds", "samples_per_second", "tokens_per_second", "peak_memory_bytes"):
+            del result[figure]
+    assert results[0] == results[1]
+
+
+def test_ctrl_c(shop: Workplace, waiting: dict[str, subprocess.Popen[str]], whole: RunFolder) -> None:
+    run, process, recipe = shop.run("ctrl-c"), waiting["ctrl-c"], shop.recipe("ctrl-c", **SETTINGS)
+    wait_for_step(run, 4, process)
+    assert run.state() == f"running (pid {process.pid})"
+
+    second = luthier("train", recipe)
+    assert (second.status, second.out) == (2, "")
+    assert second.err == (
+        f"✗ {run.path}: this run is in use by process {process.pid} on {socket.gethostname()}\n"
+        "  → wait for it, stop it with Ctrl-C there, or choose another output folder\n"
+    )
+
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    said = next(line for line in process.stdout if "Ctrl-C" in line)
+    assert said == "Ctrl-C: saving a checkpoint after this step (once more to stop at once)\n"
+    (shop.folder / "go").touch()
+    done = finished(process)
+    assert (done.status, done.err) == (
+        3,
+        f"✗ {run.path}: stopped by Ctrl-C at step 5 of 9, and saved\n  → the same command goes on from there\n",
+    )
+    assert run.state() == "stopped at step 5"
+    assert sorted(path.name for path in run.checkpoints_dir.iterdir()) == ["checkpoint-4", "checkpoint-5"]
+    assert {path.name for path in run.path.iterdir()} == {
+        "checkpoints",
+        "events.jsonl",
+        "ledger.jsonl",
+        "recipe.yaml",
+        "resolved.json",
+        "run.lock",
+    }
+
+    out, err = go_on(shop, run)
+    assert err == ""
+    assert "\nGoing on from checkpoint-5\ngoing on from step 5 of 9\nstep 6/9 " in out
+    assert_same(run, whole)
+
+
+def test_killed(shop: Workplace, copied: RunFolder, whole: RunFolder) -> None:
+    assert copied.state() == "interrupted at step 5"
+    out, err = go_on(shop, copied)
+    assert err == ""
+    assert "\nGoing on from checkpoint-4\n" in out
+    assert [event["step"] for event in events(copied, "step")] == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9]
+    assert_same(copied, whole)
+
+
+def cut_short(checkpoint: Path) -> None:
+    os.truncate(checkpoint / "optimizer.pt", 100)
+
+
+def changed(checkpoint: Path) -> None:
+    content = bytearray((checkpoint / "adapter_model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (checkpoint / "adapter_model.safetensors").write_bytes(content)
+
+
+def unsealed(checkpoint: Path) -> None:
+    (checkpoint / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize("tear", [cut_short, changed, unsealed])
+def test_a_torn_checkpoint_is_passed_over(
+    shop: Workplace, copied: RunFolder, whole: RunFolder, tear: Callable[[Path], None]
+) -> None:
+    tear(copied.checkpoints_dir / "checkpoint-4")
+    out, err = go_on(shop, copied)
+    assert err == "note: checkpoint-4 is incomplete and is passed over\n"
+    assert "\nGoing on from checkpoint-2\n" in out
+    assert_same(copied, whole)
+
+
+def test_without_a_whole_checkpoint_it_begins_anew(shop: Workplace, copied: RunFolder, whole: RunFolder) -> None:
+    unsealed(copied.checkpoints_dir / "checkpoint-2")
+    unsealed(copied.checkpoints_dir / "checkpoint-4")
+    out, err = go_on(shop, copied)
+    assert err == (
+        "note: checkpoint-4 is incomplete and is passed over\nnote: checkpoint-2 is incomplete and is passed over\n"
+    )
+    assert "oing on" not in out
+    assert_same(copied, whole)
+
+
+def test_a_torn_checkpoint_does_not_take_the_place_of_a_whole_one(shop: Workplace, copied: RunFolder) -> None:
+    """With one checkpoint kept, the number of the torn one is the highest for a while."""
+    shutil.rmtree(copied.checkpoints_dir / "checkpoint-2")
+    (copied.checkpoints_dir / "checkpoint-4").rename(copied.checkpoints_dir / "checkpoint-8")
+    unsealed(copied.checkpoints_dir / "checkpoint-8")
+    with signals_in_step(3, signal.SIGTERM):
+        luthier("train", shop.recipe(copied.name, **SETTINGS))
+    assert sorted(path.name for path in copied.checkpoints_dir.iterdir()) == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_changed_rows_are_not_gone_on_with(shop: Workplace, killed: RunFolder) -> None:
+    rows = shop.rows.read_text(encoding="utf-8")
+    try:
+        write_rows(shop.rows, PAIRS[:-1])
+        done = luthier("train", shop.recipe("killed", **SETTINGS))
+    finally:
+        shop.rows.write_text(rows, encoding="utf-8")
+    assert (done.status, done.err) == (
+        2,
+        f"✗ {killed.path}: the data files have changed since this run began, so which rows it held out is no longer "
+        "known\n  → put them back as they were, or train again: luthier train RECIPE --fresh\n",
+    )
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_other_signals_stop_it_in_the_same_way(shop: Workplace, name: str) -> None:
+    recipe = shop.recipe(name, data={"holdout": 0}, train={"steps": 3})
+    with signals_in_step(2, signal.Signals[name]):
+        done = luthier("train", recipe)
+    run = shop.run(name)
+    assert (done.status, done.err) == (
+        3,
+        f"✗ {run.path}: stopped by {name} at step 2 of 3, and saved\n  → the same command goes on from there\n",
+    )
+    assert [(event["step"], event["reason"]) for event in events(run, "stop")] == [(2, name)]
+    before = signal.getsignal(signal.Signals[name])
+    assert before == signal.SIG_DFL  # the process is itself again
+
+
+def test_a_signal_in_the_last_step_changes_nothing(shop: Workplace) -> None:
+    with signals_in_step(2, signal.SIGTERM):
+        run = shop.train("last", data={"holdout": 0}, train={"steps": 2})
+    assert run.state() == "finished"
+
+
+def test_a_second_ctrl_c_stops_at_once(shop: Workplace) -> None:
+    """Nothing is saved then, so the run begins anew, even with another recipe."""
+    with signals_in_step(2, signal.SIGINT, signal.SIGINT):
+        done = luthier("train", shop.recipe("twice", data={"holdout": 0}, train={"steps": 3}), "--json")
+    run = shop.run("twice")
+    assert done.status == 3
+    assert done.json == {
+        "ok": False,
+        "error": "Stopped",
+        "problems": [
+            {
+                "where": str(run.path),
+                "what": "stopped at once by Ctrl-C",
+                "fix": "the same command goes on from the last checkpoint, if there is one",
+            }
+        ],
+    }
+    assert run.state() == "interrupted at step 1"
+    shop.train("twice", data={"holdout": 0}, train={"steps": 1})
+    assert [event["step"] for event in run.events()] == [0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("place", ["luthier.training.job.prepare", "luthier.training.finish.compare"])
+def test_ctrl_c_before_and_after_the_training(shop: Workplace, whole: RunFolder, place: str) -> None:
+    name = place.rpartition(".")[2]
+    with mock.patch(place, side_effect=KeyboardInterrupt):
+        done = luthier("train", shop.recipe(name, **SETTINGS))
+    assert done.status == 3
+    assert done.err.endswith(
+        "stopped at once by Ctrl-C\n  → the same command goes on from the last checkpoint, if there is one\n"
+    )
+    out, err = go_on(shop, shop.run(name))
+    assert err == ""
+    assert ("The training is done; going on with what comes after it" in out) is (name == "compare")
+    assert_same(shop.run(name), whole)
+    assert (shop.run(name).record() or {})["answers"] == (whole.record() or {})["answers"]
+
+
+def test_killed_between_the_last_checkpoint_and_the_result(shop: Workplace) -> None:
+    """The last of 4 steps is the first of its epoch: going on there must not add another."""
+    settings: dict[str, Any] = {"data": {"holdout": 0}, "train": {"steps": 4}}
+    reference = shop.train("four", **settings)
+    recipe = shop.recipe("four-killed", **settings)
+    with mock.patch("luthier.model.adapters.save", side_effect=KeyboardInterrupt):
+        assert luthier("train", recipe).status == 3
+    done = luthier("train", recipe)
+    assert (done.status, done.err) == (0, "")
+    run = shop.run("four-killed")
+    assert adapter_bytes(run) == adapter_bytes(reference)
+    assert [event["step"] for event in events(run, "step")] == [1, 2, 3, 4]
+    assert [path.name for path in run.checkpoints_dir.iterdir()] == ["checkpoint-4"]
+    assert (run.record() or {})["result"]["steps"] == 4
+
+
+def test_early_stopping_keeps_its_patience(shop: Workplace) -> None:
+    """Worse at 2, 3 and 4 than at 1: with a patience of 3 it ends at 4, also when it was stopped at 3."""
+    settings: dict[str, Any] = {
+        "train": {"steps": 8, "eval_steps": 1, "early_stopping_patience": 3, **WORSE_AFTER_ONE_STEP}
+    }
+    reference = shop.train("patient", **settings)
+    with signals_in_step(3, signal.SIGTERM):
+        assert luthier("train", shop.recipe("impatient", **settings)).status == 3
+    run = shop.train("impatient", **settings)
+    measured = [
+        [(e["step"], e["heldout_loss"]) for e in timeline(r.events()) if e["event"] == "evaluation"]
+        for r in (run, reference)
+    ]
+    assert measured[0] == measured[1]
+    assert [step for step, _ in measured[0]] == [0, 1, 2, 3, 4]
+    assert adapter_bytes(run) == adapter_bytes(reference)
+
+
+# Runs that must not be touched.
+
+
+@pytest.fixture(scope="module")
+def done_recipe(shop: Workplace) -> dict[str, Any]:
+    settings: dict[str, Any] = {"data": {"holdout": 0}, "train": {"steps": 1}}
+    shop.train("done", **settings)
+    return settings
+
+
+def test_a_finished_run_is_refused(shop: Workplace, done_recipe: dict[str, Any]) -> None:
+    run = shop.run("done")
+    done = luthier("train", shop.recipe("done", **done_recipe))
+    assert (done.status, done.out) == (2, "")
+    assert done.err == (
+        f"✗ {run.path}: this run is finished\n"
+        f"  → start over with --fresh, or choose another folder: --set output={run.path}-2\n"
+    )
+
+
+def test_a_changed_recipe_is_refused_by_the_names_of_its_changes(shop: Workplace, done_recipe: dict[str, Any]) -> None:
+    run, recipe = shop.run("done"), shop.recipe("done", **done_recipe)
+    before = run.recipe_file.read_bytes()
+    again = f"  → start over with --fresh, or choose another folder: --set output={run.path}-2\n"
+    one = luthier("train", recipe, "--set", "train.seed=1")
+    assert (one.status, one.err) == (2, f"✗ {run.path}: holds a run of another recipe: train.seed differs\n{again}")
+    two = luthier("train", recipe, "--set", "system=Be brief.", "--set", "prompts=[Who]")
+    assert two.status == 2
+    assert two.err == f"✗ {run.path}: holds a run of another recipe: data.system, prompts differ\n{again}"
+    assert run.recipe_file.read_bytes() == before
+
+
+def test_fresh_starts_over(shop: Workplace, done_recipe: dict[str, Any]) -> None:
+    run = shop.run("done")
+    run.evaluation_file.write_text("{}", encoding="utf-8")
+    done = luthier("train", shop.recipe("done", **done_recipe), "--fresh", "--set", "train.seed=1")
+    assert (done.status, done.err) == (0, "")
+    assert run.read_recipe().train.seed == 1
+    assert not run.evaluation_file.exists()
+    assert [event["event"] for event in run.events()] == ["start", "step", "save", "finish"]
+
+
+def test_fresh_keeps_the_old_run_until_the_new_one_can_begin(shop: Workplace, done_recipe: dict[str, Any]) -> None:
+    run = shop.run("done")
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    done = luthier("train", shop.recipe("done", **done_recipe), "--fresh", "--set", "data=missing.jsonl")
+    assert done.status == 2
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
