@@ -127,8 +127,8 @@ def _a_prefix_one_shorter(batch: FlatBatch) -> Layout:
 def test_a_wrong_layout_shows(
     family: str, wrong: Callable[[FlatBatch], Layout], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def flatten_wrongly(examples: list[Example], *, share: bool) -> FlatBatch:
-        batch = flatten(examples, share=share)
+    def flatten_wrongly(examples: list[Example], **options: Any) -> FlatBatch:
+        batch = flatten(examples, **options)
         return dataclasses.replace(batch, layout=wrong(batch))
 
     monkeypatch.setattr(engines, "flatten", flatten_wrongly)
@@ -138,8 +138,8 @@ def test_a_wrong_layout_shows(
 
 
 def test_wrong_positions_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    def flatten_wrongly(examples: list[Example], *, share: bool) -> FlatBatch:
-        batch = flatten(examples, share=share)
+    def flatten_wrongly(examples: list[Example], **options: Any) -> FlatBatch:
+        batch = flatten(examples, **options)
         return dataclasses.replace(batch, position_ids=torch.arange(batch.layout.num_tokens)[None])
 
     monkeypatch.setattr(engines, "flatten", flatten_wrongly)

@@ -27,7 +27,7 @@ def test_the_picture_of_the_module() -> None:
     assert batch.targets.tolist() == [D, G, H]
     assert batch.layout.num_tokens == 8
     assert batch.layout.own_index.tolist() == [[2, 3, 3], [4, 4, 4], [5, 6, 7]]
-    assert batch.layout.own_mask.tolist() == [[True, True, False], [True, False, False], [True, True, True]]
+    assert batch.layout.own_places.tolist() == [0, 1, 3, 6, 7, 8]
 
 
 def test_without_sharing_each_sequence_is_whole() -> None:
@@ -74,7 +74,7 @@ def test_nothing_is_lost_and_nothing_stands_twice(drawn: list[tuple[list[int], l
     batch = flatten(examples, share=share)
     layout, flat = batch.layout, batch.input_ids[0]
     assert layout.num_tokens == len(flat) == len(batch.position_ids[0])
-    assert torch.equal(layout.own_index[layout.own_mask], torch.arange(layout.prefix, len(flat)))
+    assert torch.equal(layout.own_index.flatten()[layout.own_places], torch.arange(layout.prefix, len(flat)))
     for row, (each, length) in enumerate(zip(examples, layout.lengths, strict=True)):
         own = layout.own_index[row, :length]
         assert [*flat[: layout.prefix].tolist(), *flat[own].tolist()] == each.input_ids

@@ -66,7 +66,7 @@ def test_the_newest_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
     assert checkpoint.folder_of(tmp_path, 90) == tmp_path / "checkpoint-90"
 
 
-def test_a_torn_one_is_named_and_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_torn_one_is_named_and_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for step in (10, 20, 30):
         make(tmp_path, step)
     (tmp_path / "checkpoint-30" / "manifest.json").unlink()
@@ -76,6 +76,7 @@ def test_a_torn_one_is_named_and_passed_over(tmp_path: Path, capsys: pytest.Capt
         "note: checkpoint-30 is incomplete and is passed over",
         "note: checkpoint-20 is incomplete and is passed over",
     ]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
 
 
 def test_what_a_user_put_beside_them_is_no_checkpoint(tmp_path: Path) -> None:
