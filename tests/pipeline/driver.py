@@ -97,7 +97,7 @@ def luthier_process(*arguments: object, start: Sequence[str] = ("-m", "luthier")
 
 
 def finished(process: subprocess.Popen[str]) -> Done:
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=300)
     return Done(process.returncode, out, err)
 
 

@@ -42,19 +42,22 @@ def whole(shop: Workplace) -> RunFolder:
 
 
 @pytest.fixture(scope="module")
-def waiting(shop: Workplace) -> dict[str, subprocess.Popen[str]]:
+def waiting(shop: Workplace) -> Iterator[dict[str, subprocess.Popen[str]]]:
     """Two trainings in processes of their own, started together as that takes longest: one waits after step 4 for the
     file `go`, the other after step 5 for ever."""
-    return {
+    processes = {
         name: luthier_process(
             "train", shop.recipe(name, **SETTINGS), start=[str(GATED), str(step), str(shop.folder / gate)]
         )
         for name, step, gate in (("ctrl-c", 4, "go"), ("killed", 5, "never"))
     }
+    yield processes
+    for process in processes.values():
+        process.kill()
 
 
 def wait_for_step(run: RunFolder, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while step not in [event["step"] for event in events(run, "step")]:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)

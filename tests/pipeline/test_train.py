@@ -7,7 +7,20 @@ import json
 from typing import Any
 
 import pytest
-from driver import PAIRS, SYSTEM, Done, Workplace, adapter_bytes, events, files_in, losses, luthier, write_rows
+from driver import (
+    PAIRS,
+    SYSTEM,
+    Done,
+    Workplace,
+    adapter_bytes,
+    events,
+    files_in,
+    finished,
+    losses,
+    luthier,
+    luthier_process,
+    write_rows,
+)
 
 from luthier.report.record import RunFolder
 
@@ -39,6 +52,12 @@ TOP = {
     "run.json",
     "run.lock",
 }
+
+
+@pytest.fixture(scope="module")
+def first(shop: Workplace) -> Done:
+    """`luthier train --json` in a process of its own: what the run `first` printed."""
+    return finished(luthier_process("train", shop.recipe("first", train={"epochs": 2}), "--json"))
 
 
 @pytest.fixture(scope="module")
