@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -101,7 +102,8 @@ class OrderlyStop(TrainerCallback):  # type: ignore[misc]
         if self.reason is not None:
             raise KeyboardInterrupt
         self.reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        self.say(f"{self.reason}: saving a checkpoint after this step (once more to stop at once)")
+        with contextlib.suppress(RuntimeError):  # a stream that is just being written to refuses
+            self.say(f"{self.reason}: saving a checkpoint after this step (once more to stop at once)")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.reason is not None:
