@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
+torch.set_num_threads(1)  # several threads only get in each other's way in products of this size
+
 CHATML = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' -}}
@@ -86,7 +88,17 @@ _GEMMA: dict[str, Any] = {
     "query_pre_attn_scalar": 16,
     "layer_types": ["sliding_attention", "full_attention"],
 }
-_GPT2: dict[str, Any] = {"vocab_size": 400, "n_embd": 64, "n_layer": 2, "n_head": 4}
+_GPT2: dict[str, Any] = {
+    "vocab_size": 400,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {**_SHAPE, "tie_word_embeddings": False}),
@@ -97,7 +109,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3_text", _GEMMA),
     "mistral": ("mistral", _WINDOWED),
     "phi3": ("phi3", _SHAPE),
-    "gpt2": ("gpt2", {**_GPT2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+    "gpt2": ("gpt2", _GPT2),
     "opt": ("opt", {**_SHAPE, "ffn_dim": 96, "word_embed_proj_dim": 64, "dropout": 0.0}),
     # What the flat engine declines.
     "gemma2": ("gemma2", _GEMMA),

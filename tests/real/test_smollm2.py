@@ -13,6 +13,7 @@ from luthier.data.render import IGNORE, Example, Renderer
 from luthier.engine.choose import pick_engine
 from luthier.engine.engines import Engine, FlatEngine, PlainEngine, set_attention
 from luthier.engine.layout import shared_prefix
+from luthier.hardware.compute import pick_threads
 from luthier.hub.fetch import fetch_model
 from luthier.model import adapters, load
 from luthier.recipe.schema import AdapterSettings, ModelSettings
@@ -51,6 +52,7 @@ def examples(renderer: Renderer) -> list[Example]:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Any:
     """In float32, with a LoRA adapter whose update is not zero."""
+    torch.set_num_threads(pick_threads().value)
     torch.manual_seed(0)
     tuned = adapters.attach(load.load_model(folder, dtype="float32", device="cpu"), AdapterSettings(rank=8))
     with torch.no_grad():
