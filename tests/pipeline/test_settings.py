@@ -7,9 +7,11 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 from driver import SYSTEM, WORSE_AFTER_ONE_STEP, Workplace, adapter_bytes, events, losses, luthier
 from safetensors.numpy import load_file
 from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM
 
 from luthier.report.record import RunFolder
 from luthier.training.trainer import LuthierTrainer
@@ -92,6 +94,19 @@ def rows_of_steps() -> Any:
 
 def numbers(*steps: list[Any]) -> list[int]:
     return [example.source.number for step in steps for example in step]
+
+
+def test_the_loss_is_that_of_plain_transformers(shop: Workplace, rows_of_steps: list[list[Any]]) -> None:
+    """A new adapter changes nothing, so the first loss is the base model's: the mean over all labels of the step."""
+    run = trained(shop, "loss", steps=1)
+    model = AutoModelForCausalLM.from_pretrained(shop.model).eval()
+    total = labels = 0.0
+    with torch.no_grad():
+        for row in rows_of_steps[0]:
+            ids, targets = torch.tensor([row.input_ids]), torch.tensor([row.labels])
+            learned = sum(label != -100 for label in row.labels[1:])
+            total, labels = total + float(model(input_ids=ids, labels=targets).loss) * learned, labels + learned
+    assert losses(run) == close_to([total / labels])
 
 
 def test_batch_size_is_the_rows_of_a_step(shop: Workplace, rows_of_steps: list[list[Any]]) -> None:
