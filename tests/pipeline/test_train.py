@@ -155,7 +155,7 @@ def test_each_automatic_choice_has_its_reason(run: RunFolder) -> None:
             "flat",
             "no padding, shared prefixes computed once; the flat loss differs from the plain one by 0.0e+00",
         ),
-        "train.micro_batch_tokens": (2048, "more is no faster on cpu; about 0.0 GB"),
+        "train.micro_batch_tokens": (512, "more is no faster on cpu; about 0.0 GB"),
         "train.eval_steps": (2, "five evaluations in a run, besides the one before it"),
         "train.save_steps": (100, "the recipe asks for it"),
         "train.gradient_checkpointing": (

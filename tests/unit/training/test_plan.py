@@ -96,7 +96,7 @@ def test_a_micro_batch_fills_half_of_the_free_memory(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(plan, "available_bytes", lambda device: 10)
     assert plan.pick_micro_batch(settings(), model, rows, "cpu").value == 1
     monkeypatch.setattr(plan, "available_bytes", lambda device: 10**12)
-    for device, most in (("cpu", 2048), ("mps", 4096), ("cuda", 16384)):
+    for device, most in (("cpu", 512), ("mps", 4096), ("cuda", 16384)):
         chosen = plan.pick_micro_batch(settings(), model, rows, device)
         assert chosen == Choice(most, f"more is no faster on {device}; about {each * most / 1e9:.1f} GB")
 
