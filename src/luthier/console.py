@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from luthier.errors import LuthierError
 
 _json = False
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line end: an answer may hold escapes
 
 
 def use_json() -> None:
@@ -40,7 +42,7 @@ def people() -> Console:
     from rich.console import Console
 
     stream: IO[str] = sys.stderr if _json else sys.stdout
-    return Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
+    return Console(file=stream, highlight=False, emoji=False, soft_wrap=not stream.isatty())
 
 
 def is_terminal() -> bool:
@@ -59,9 +61,9 @@ def show(renderable: RenderableType) -> None:
 
 
 def write(text: str) -> None:
-    """A piece of text with no line end, at once: the tokens of a streamed answer."""
+    """A piece of text with no line end, at once: the tokens of a streamed answer, which cannot steer the terminal."""
     stream = sys.stderr if _json else sys.stdout
-    stream.write(text)
+    stream.write(_CONTROL.sub("", text))
     stream.flush()
 
 
@@ -94,7 +96,9 @@ def warn(text: str) -> None:
     """Something the user should know that does not stop the work. Goes to standard error."""
     from rich.console import Console
 
-    Console(file=sys.stderr, highlight=False, soft_wrap=True).print(f"note: {text}", style="yellow", markup=False)
+    Console(file=sys.stderr, highlight=False, emoji=False, soft_wrap=True).print(
+        f"note: {text}", style="yellow", markup=False
+    )
 
 
 def fail(error: LuthierError) -> None:
@@ -104,7 +108,7 @@ def fail(error: LuthierError) -> None:
     if _json:
         result({"ok": False, "error": type(error).__name__, "problems": [vars(p) for p in error.problems]})
         return
-    console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+    console = Console(file=sys.stderr, highlight=False, emoji=False, soft_wrap=True)
     for problem in error.problems:
         console.print(f"✗ {problem.where}: {problem.what}", style="bold red", markup=False)
         console.print(f"  → {problem.fix}", markup=False)

@@ -163,9 +163,9 @@ def test_no_warmup(shop: Workplace) -> None:
     assert rates(run) == pytest.approx([0.01 * cosine(step, 3) for step in range(3)])
 
 
-def test_the_constant_schedules(shop: Workplace) -> None:
-    assert rates(trained(shop, "constant", schedule="constant")) == [0.01] * 3
-    warmed = trained(shop, "warmed", schedule="constant_with_warmup", warmup=2)
+def test_the_constant_schedule(shop: Workplace) -> None:
+    assert rates(trained(shop, "constant", schedule="constant", warmup=0)) == [0.01] * 3
+    warmed = trained(shop, "warmed", schedule="constant", warmup=2)
     assert rates(warmed) == pytest.approx([0, 0.005, 0.01])
 
 

@@ -183,7 +183,7 @@ def test_a_torn_checkpoint_is_passed_over(
 ) -> None:
     tear(copied.checkpoints_dir / "checkpoint-4")
     out, err = go_on(shop, copied)
-    assert err == "note: checkpoint-4 is incomplete and is passed over\n"
+    assert err == "note: checkpoint-4 is incomplete, and removed\n"
     assert "\nGoing on from checkpoint-2\n" in out
     assert_same(copied, whole)
 
@@ -192,9 +192,7 @@ def test_without_a_whole_checkpoint_it_begins_anew(shop: Workplace, copied: RunF
     unsealed(copied.checkpoints_dir / "checkpoint-2")
     unsealed(copied.checkpoints_dir / "checkpoint-4")
     out, err = go_on(shop, copied)
-    assert err == (
-        "note: checkpoint-4 is incomplete and is passed over\nnote: checkpoint-2 is incomplete and is passed over\n"
-    )
+    assert err == ("note: checkpoint-4 is incomplete, and removed\nnote: checkpoint-2 is incomplete, and removed\n")
     assert "oing on" not in out
     assert_same(copied, whole)
 

@@ -113,7 +113,7 @@ def test_a_thought_with_thinking_off_is_refused(tokenizer: Any) -> None:
             "chat template, rows.json, row 1",
             "the prompt goes on with '\\n</think>\\n\\n' and the text with the answer with "
             "'She asks for a place.\\n</think>\\n\\nIn the p', so which tokens to train would be a guess",
-            "set model.thinking to true or false, or name another template: model.chat_template: chatml",
+            "set model.thinking: true, or name another template: model.chat_template: chatml",
         ),
     )
 

@@ -77,6 +77,8 @@ class Renderer:
             key=len,
             reverse=True,
         )
+        # What a model expects before a plain text: its BOS token, where the tokenizer puts one.
+        self._text_start = str(tokenizer.decode([i for i in tokenizer("")["input_ids"] if i == tokenizer.bos_token_id]))
         self.end_of_turn_id = self._find_end_of_turn()
         self.stop_ids = sorted({self.end_of_turn_id, *stop_ids, *_as_list(tokenizer.eos_token_id)})
 
@@ -138,7 +140,8 @@ class Renderer:
         """For each trained turn: the prompt, and the text that ends with the answer."""
         messages = conversation.messages
         if messages[0].role == "text":
-            return [("", self._guard(messages[0].content) + self.tokenizer.convert_ids_to_tokens(self.end_of_turn_id))]
+            end = self.tokenizer.convert_ids_to_tokens(self.end_of_turn_id)
+            return [(self._text_start, self._text_start + self._guard(messages[0].content) + end)]
         return [
             (
                 self._render(messages[:index], add_generation_prompt=True),
@@ -151,7 +154,7 @@ class Renderer:
         """The tokens of one turn, its labels' border checked."""
         (prompt, full), (prompt_ids, full_ids) = texts, encoded
         if not full.startswith(prompt):
-            raise ModelError(_unstable(source, prompt, full))
+            raise ModelError(_unstable(source, prompt, full, self.thinking))
         answer_ids = full_ids[len(prompt_ids) :]
         if full_ids[: len(prompt_ids)] != prompt_ids:  # the tokenizer merged across the border: serving cannot
             answer_ids = self._encode(full[len(prompt) :])
@@ -231,13 +234,18 @@ def _append(examples: list[Example], turn: Turn, source: Source) -> None:
     examples.append(Example(ids, labels, source))
 
 
-def _unstable(source: Source, prompt: str, full: str) -> Problem:
+def _unstable(source: Source, prompt: str, full: str, thinking: bool | None) -> Problem:
     same = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full)))
+    switch = (
+        "set model.thinking to true or false"
+        if thinking is None
+        else f"set model.thinking: {str(not thinking).lower()}"
+    )
     return Problem(
         f"chat template, {source}",
         f"the prompt goes on with {prompt[same : same + 40]!r} and the text with the answer with "
         f"{full[same : same + 40]!r}, so which tokens to train would be a guess",
-        "set model.thinking to true or false, or name another template: model.chat_template: chatml",
+        f"{switch}, or name another template: model.chat_template: chatml",
     )
 
 

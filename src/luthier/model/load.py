@@ -42,6 +42,8 @@ def load_tokenizer(folder: Path, settings: ModelSettings) -> Any:
         raise ModelError(_unreadable(folder, "tokenizer", error)) from None
     if settings.chat_template is not None:
         tokenizer.chat_template = _template(settings.chat_template)
+    if isinstance(tokenizer.chat_template, dict):  # several, as for tool use; chat is the one named "default"
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     if not tokenizer.chat_template:
         what = "the tokenizer has no chat template, so it does not say how a conversation is written"
         fix = f"name one we ship (model.chat_template: {' or '.join(SHIPPED_TEMPLATES)}), or a Jinja file"

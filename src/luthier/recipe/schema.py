@@ -89,8 +89,8 @@ class TrainSettings(Section):
     """Tokens computed at once. auto: from the memory at hand."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Size of a step at its highest. Small models and few rows take more."""
-    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
-    """How the learning rate falls."""
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up, if at all."""
     warmup: Annotated[float, Field(ge=0)] = 0.05
     """Steps of rising learning rate: a share of all steps below 1, a count from 1 on."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

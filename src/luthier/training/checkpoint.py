@@ -50,7 +50,7 @@ def newest(folder: Path) -> Path | None:
     for checkpoint in found:
         if is_whole(checkpoint):
             return checkpoint
-        console.warn(f"{checkpoint.name} is incomplete and is passed over")
+        console.warn(f"{checkpoint.name} is incomplete, and removed")
         shutil.rmtree(checkpoint)
     return None
 

@@ -17,6 +17,9 @@ from luthier.training.display import Display
 from luthier.training.job import Job
 from luthier.training.trainer import LuthierTrainer, StepDataset
 
+# transformers' own "constant" would pass over the warm-up in silence.
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
 
 def fit(job: Job, run: RunFolder) -> None:
     """Trains the job's adapter and saves it. Raises Stopped when a signal ended it, after saving a checkpoint."""
@@ -91,7 +94,7 @@ def _arguments(job: Job, folder: Path, *, resumed: bool) -> TrainingArguments:
         max_steps=settings.steps or -1,
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
+        lr_scheduler_type=SCHEDULES[settings.schedule],
         warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,

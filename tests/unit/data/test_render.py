@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tiny import CHATML, QWEN3, make_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from luthier.data.conversation import Conversation, Message, Source
 from luthier.data.render import IGNORE, Example, Renderer
@@ -98,6 +99,17 @@ def test_train_false_stays_in_the_context_without_a_label(chatml: Renderer) -> N
 def test_plain_text_is_trained_whole_with_an_end(chatml: Renderer) -> None:
     (example,) = chatml.examples(row(Message("text", "The best wood.")))
     assert text_of(chatml, example) == "‹The best wood.<|im_end|>›"
+
+
+def test_plain_text_begins_with_the_token_that_the_tokenizer_puts_first() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token = "<|endoftext|>"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", tokenizer.bos_token_id)]
+    )
+    renderer = Renderer(tokenizer)
+    (example,) = renderer.examples(row(Message("text", "The best wood.")))
+    assert text_of(renderer, example) == "<|endoftext|>‹The best wood.<|im_end|>›"
     assert example.num_labels == len(example.input_ids) - 1  # nothing predicts the first
 
 
@@ -139,7 +151,7 @@ def test_thinking_in_a_row_and_thinking_off_contradict(qwen3: Any) -> None:
             "chat template, rows.jsonl, line 7",
             "the prompt goes on with '\\n</think>\\n\\n' and the text with the answer with "
             "'The top is light.\\n</think>\\n\\nSpruce.<|im_', so which tokens to train would be a guess",
-            "set model.thinking to true or false, or name another template: model.chat_template: chatml",
+            "set model.thinking: true, or name another template: model.chat_template: chatml",
         ),
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_tokenizer
+from tiny import CHATML, make_tokenizer
 
 from luthier.choice import Choice
 from luthier.errors import ModelError, Problem
@@ -185,6 +185,13 @@ def test_a_model_without_a_template(folder: Path) -> None:
             "name one we ship (model.chat_template: chatml or instruction-response), or a Jinja file",
         ),
     )
+
+
+def test_of_several_templates_the_default_is_taken(folder: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = {"tool_use": "tools", "default": CHATML}
+    tokenizer.save_pretrained(folder)
+    assert load.load_tokenizer(folder, SETTINGS).chat_template == CHATML
 
 
 @pytest.mark.parametrize("content", ["{", '{"a": 1}', "[]"])

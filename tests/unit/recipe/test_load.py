@@ -133,7 +133,7 @@ prompts: Who are you?
         (
             "recipe.yaml, train.schedule",
             "cannot be 'cosin'",
-            "write linear or cosine or constant or constant_with_warmup (How the learning rate falls.)",
+            "write linear or cosine or constant (How the learning rate falls after the warm-up, if at all.)",
         ),
         (
             "recipe.yaml, train.save_steps",

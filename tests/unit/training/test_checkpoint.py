@@ -73,8 +73,8 @@ def test_a_torn_one_is_named_and_removed(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "checkpoint-20" / "weights.bin").write_bytes(b"half")
     assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint-10"
     assert capsys.readouterr().err.splitlines() == [
-        "note: checkpoint-30 is incomplete and is passed over",
-        "note: checkpoint-20 is incomplete and is passed over",
+        "note: checkpoint-30 is incomplete, and removed",
+        "note: checkpoint-20 is incomplete, and removed",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
 

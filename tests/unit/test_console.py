@@ -1,0 +1,35 @@
+"""What is printed, and what an answer cannot make the terminal do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from luthier import console
+from luthier.errors import DataError, Problem
+
+
+def test_an_answer_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console.write("red \x1b[31mwood\x07\x9b2J, 云杉\tand\nmaple 👩‍🔧")
+    assert capsys.readouterr().out == "red [31mwood2J, 云杉\tand\nmaple 👩‍🔧"
+
+
+def test_text_is_taken_literally(capsys: pytest.CaptureFixture[str]) -> None:
+    console.say("[bold]wood[/bold] :smile:")
+    assert capsys.readouterr().out == "[bold]wood[/bold] :smile:\n"
+
+
+def test_all_problems_of_an_error_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    console.fail(DataError(Problem("a.json, row 1", "is empty", "delete it"), Problem("b.json", "is no file", "look")))
+    assert capsys.readouterr().err == "✗ a.json, row 1: is empty\n  → delete it\n✗ b.json: is no file\n  → look\n"
+
+
+def test_with_json_people_read_standard_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_json", True)
+    console.say("for people")
+    console.result({"loss": float("nan"), "name": "甄嬛"})
+    out, err = capsys.readouterr()
+    assert (json.loads(out), err) == ({"loss": None, "name": "甄嬛"}, "for people\n")
