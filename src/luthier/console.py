@@ -45,6 +45,13 @@ def people() -> Console:
     return Console(file=stream, highlight=False, emoji=False, soft_wrap=not stream.isatty())
 
 
+def _problems() -> Console:
+    """The rich console for what went wrong. Lines are not broken: they are copied and searched for."""
+    from rich.console import Console
+
+    return Console(file=sys.stderr, highlight=False, emoji=False, soft_wrap=True)
+
+
 def is_terminal() -> bool:
     """Whether a person is looking at live output (else plain lines are printed)."""
     return (sys.stderr if _json else sys.stdout).isatty()
@@ -94,21 +101,15 @@ def table(
 
 def warn(text: str) -> None:
     """Something the user should know that does not stop the work. Goes to standard error."""
-    from rich.console import Console
-
-    Console(file=sys.stderr, highlight=False, emoji=False, soft_wrap=True).print(
-        f"note: {text}", style="yellow", markup=False
-    )
+    _problems().print(f"note: {text}", style="yellow", markup=False)
 
 
 def fail(error: LuthierError) -> None:
     """All problems of an error: on standard error for people, as the JSON object with `--json`."""
-    from rich.console import Console
-
     if _json:
         result({"ok": False, "error": type(error).__name__, "problems": [vars(p) for p in error.problems]})
         return
-    console = Console(file=sys.stderr, highlight=False, emoji=False, soft_wrap=True)
+    console = _problems()
     for problem in error.problems:
         console.print(f"✗ {problem.where}: {problem.what}", style="bold red", markup=False)
         console.print(f"  → {problem.fix}", markup=False)
