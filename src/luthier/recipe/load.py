@@ -133,7 +133,6 @@ def _settings_of(*section: str) -> list[str]:
 def _contradictions(recipe: Recipe, where: str) -> list[Problem]:
     """Settings that are each right and cannot hold together."""
     train, data, problems = recipe.train, recipe.data, []
-    no_heldout = data.heldout is None and str(data.holdout).strip() in ("0", "0%")
     accumulation = train.gradient_accumulation_steps
     if accumulation != "auto" and accumulation > train.batch_size:
         what = f"cuts a step of {train.batch_size} rows into {accumulation} micro-batches"
@@ -143,7 +142,7 @@ def _contradictions(recipe: Recipe, where: str) -> list[Problem]:
         what = "says with micro_batch_tokens twice how a step is cut"
         problems.append(Problem(f"{where}, train.gradient_accumulation_steps", what, "leave one of the two at auto"))
     for setting, asked in (("early_stopping_patience", train.early_stopping_patience), ("load_best", train.load_best)):
-        if asked and no_heldout:
+        if asked and not data.holds_out:
             what = "needs held-out rows, and data.holdout is 0"
             problems.append(Problem(f"{where}, train.{setting}", what, "set data.holdout: 5%"))
     save, evaluate = train.save_steps, train.eval_steps

@@ -62,6 +62,11 @@ class DataSettings(Section):
     duplicates: Literal["drop", "keep"] = "drop"
     """Rows that repeat an earlier row exactly."""
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether rows are asked to be held out."""
+        return self.heldout is not None or str(self.holdout).strip() not in ("0", "0%")
+
 
 class AdapterSettings(Section):
     method: Literal["lora"] = "lora"

@@ -51,8 +51,8 @@ def prepare_job(recipe: Recipe) -> Job:
     data = prepare(recipe.data, renderer, max_length=max_length.value, seed=recipe.train.seed)
     show_data(data)
     plan.check_heldout(recipe.train, bool(data.heldout))
-    if not data.heldout:
-        console.warn("no row is held out: nothing will tell how the model does on new ones")
+    if recipe.data.holds_out and not data.heldout:
+        console.warn("no held-out row is left: nothing will tell how the model does on new ones")
     choices["data.files"] = Choice(data.fingerprint, "their fingerprint: with these files alone the run goes on")
 
     model = _load(recipe, base, choices)
