@@ -359,6 +359,7 @@ def try_lock(lock: IO[str]) -> bool:
 def run_luthier(command: Sequence[str]) -> int:
     """Become `luthier COMMAND`. Windows cannot replace a process: there this one waits and leaves Ctrl-C to it."""
     luthier = str(BIN / "luthier")
+    os.environ["LUTHIER_COMMAND"] = f"{Path(sys.executable).stem} {Path(sys.argv[0]).name}"  # what to type next
     if os.name == "posix":
         os.execv(luthier, [luthier, *command])
     with subprocess.Popen([luthier + ".exe", *command]) as process:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,6 +66,11 @@ def say(text: str = "", *, style: str | None = None) -> None:
 def show(renderable: RenderableType) -> None:
     """A rich table, panel or styled text."""
     people().print(renderable)
+
+
+def command(arguments: str) -> str:
+    """A command as the user can type it: `luthier chat …`, or `python start.py chat …` where that started this one."""
+    return f"{os.environ.get('LUTHIER_COMMAND', 'luthier')} {arguments}"
 
 
 def write(text: str) -> None:

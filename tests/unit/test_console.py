@@ -33,3 +33,10 @@ def test_with_json_people_read_standard_error(
     console.result({"loss": float("nan"), "name": "甄嬛"})
     out, err = capsys.readouterr()
     assert (json.loads(out), err) == ({"loss": None, "name": "甄嬛"}, "for people\n")
+
+
+def test_a_command_is_what_the_user_can_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LUTHIER_COMMAND", raising=False)
+    assert console.command("chat runs/demo") == "luthier chat runs/demo"
+    monkeypatch.setenv("LUTHIER_COMMAND", "python start.py")
+    assert console.command("chat runs/demo") == "python start.py chat runs/demo"

@@ -33,6 +33,6 @@ def merge(
         f"({merged.dtype.value} allows {merged.bound:g}); the same best token at {merged.agreement:.2%} of positions"
     )
     console.say(f"merged   {merged.path}")
-    console.say(f"chat     luthier chat {merged.path}")
+    console.say(f"chat     {console.command(f'chat {merged.path}')}")
     facts = {"dtype": merged.dtype.value, "why": merged.dtype.reason, "bound": merged.bound}
     console.result({"ok": True, **vars(merged), **facts, "path": str(merged.path)})
