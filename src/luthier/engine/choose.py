@@ -9,7 +9,7 @@ import torch
 
 from luthier.choice import Choice
 from luthier.data.render import Example
-from luthier.engine.engines import Engine, FlatEngine, PlainEngine, set_attention
+from luthier.engine.engines import Engine, FlatEngine, PlainEngine, needs_eager, set_attention
 from luthier.errors import ModelError, Problem
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 1e-2}
@@ -88,10 +88,7 @@ def _other_layers(model: Any) -> str | None:
 
 
 def _more_than_sdpa(model: Any) -> str | None:
-    softcapped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
-    if softcapped or not model._supports_sdpa:
-        return "its attention does what SDPA cannot (soft-capped scores, sinks)"
-    return None
+    return "its attention does what SDPA cannot (soft-capped scores, sinks)" if needs_eager(model) else None
 
 
 DECLINES: tuple[Callable[[Any], str | None], ...] = (_other_layers, _more_than_sdpa, _no_attention_interface)

@@ -89,4 +89,10 @@ def set_attention(model: Any, engine: Engine) -> None:
         attention.register()
         model.set_attn_implementation(attention.NAME)
     else:
-        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+        model.set_attn_implementation("eager" if needs_eager(model) else "sdpa")
+
+
+def needs_eager(model: Any) -> bool:
+    """Whether its attention does what SDPA cannot (soft-capped scores, sinks). transformers 5.20 does not say so."""
+    softcapped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    return bool(softcapped) or not model._supports_sdpa

@@ -122,7 +122,9 @@ def _arguments(job: Job, folder: Path, *, resumed: bool) -> TrainingArguments:
 
 def _prepare_checkpointing(job: Job) -> None:
     if job.value("train.gradient_checkpointing"):
-        job.model.activation_checkpointing_enable()  # which also asks the frozen embedding's output for a gradient
+        # transformers 5.23 has a new name for it; 5.20, the last that Python 3.10 gets, has the old one alone.
+        enable = getattr(job.model, "activation_checkpointing_enable", job.model.gradient_checkpointing_enable)
+        enable()
 
 
 def _show_choices(job: Job) -> None:
