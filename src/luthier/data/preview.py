@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier import console
 from luthier.data.conversation import Source
+from luthier.data.render import IGNORE
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-IGNORED = -100  # the label of a token that is not trained
 BINS = 12
 BYTES_OF_A_CHARACTER = 4
 TOKENS_SHOWN = 400
@@ -71,7 +71,7 @@ def measure(examples: Sequence[Tokens]) -> Lengths:
     return Lengths(
         rows=len(sizes),
         tokens=sum(sizes),
-        labelled=sum(len(example.labels) - example.labels.count(IGNORED) for example in examples),
+        labelled=sum(len(example.labels) - example.labels.count(IGNORE) for example in examples),
         percentiles={**percentiles, "max": sizes[-1]},
         histogram=_histogram(sizes),
     )
@@ -106,7 +106,7 @@ def pieces(example: Tokens, tokenizer: Tokenizer) -> list[Piece]:
     found = []
     start = 0
     while start < len(example.input_ids):
-        trained = example.labels[start] != IGNORED
+        trained = example.labels[start] != IGNORE
         end, text = _character_end(example, start, tokenizer)
         if names[start].startswith("▁") and not text.startswith(" "):  # SentencePiece drops a leading space
             text = " " + text
@@ -117,13 +117,13 @@ def pieces(example: Tokens, tokenizer: Tokenizer) -> list[Piece]:
 
 def _character_end(example: Tokens, start: int, tokenizer: Tokenizer) -> tuple[int, str]:
     """Where the token at `start` ends, or the character of which it is a part, and the text up to there."""
-    trained = example.labels[start] != IGNORED
+    trained = example.labels[start] != IGNORE
     single = _decode(tokenizer, example.input_ids[start : start + 1])
     end, text = start + 1, single
     while "\ufffd" in text:
         if end == len(example.labels) or end - start == BYTES_OF_A_CHARACTER:
             return start + 1, single
-        if (example.labels[end] != IGNORED) != trained:
+        if (example.labels[end] != IGNORE) != trained:
             return start + 1, single
         end += 1
         text = _decode(tokenizer, example.input_ids[start:end])
@@ -169,7 +169,7 @@ def show_lengths(lengths: Lengths) -> None:
 def show_rows(examples: Sequence[Tokens], tokenizer: Tokenizer, *, rows: int = 3) -> None:
     """The first rows as tokens: green between « and » what is trained, dim what is only read."""
     for example in examples[:rows]:
-        labelled = len(example.labels) - example.labels.count(IGNORED)
+        labelled = len(example.labels) - example.labels.count(IGNORE)
         cut = ", prompt cut" if example.cut else ""
         console.say(f"{example.source}: {len(example.input_ids):,} tokens, {labelled:,} trained{cut}", style="bold")
         console.show(row_text(pieces(example, tokenizer)))

@@ -101,6 +101,7 @@ def measure_rate(device: str, dtype: str) -> float | str:
         if not error <= TOLERANCE[dtype]:  # also true of NaN
             return f"wrong result: relative error {error:.2g}"
         return _timed(device, dtype)
+    # How torch says that a device or dtype cannot do it differs by backend; the answer to the caller is its text.
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as failure:
         return str(failure).strip().split("\n")[0] or type(failure).__name__
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -35,7 +34,6 @@ class Job:
     engine: Engine
     steps: int
     choices: dict[str, Choice[Any]]
-    began: float = field(default_factory=time.time)
 
     def value(self, setting: str) -> Any:
         return self.choices[setting].value
