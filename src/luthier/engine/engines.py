@@ -41,13 +41,11 @@ class FlatEngine:
 
     def loss_sum(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         batch = flatten(examples, share=self.share or not model.training, device=next(model.parameters()).device)
-        logits = model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            layout=batch.layout,
-            logits_to_keep=batch.predict_at,
-            use_cache=False,
-        ).logits[0]
+        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "layout": batch.layout}
+        if self.fused_loss:
+            loss: Tensor = model(**inputs, predict_at=batch.predict_at, targets=batch.targets, use_cache=False)
+            return loss
+        logits = model(**inputs, logits_to_keep=batch.predict_at, use_cache=False).logits[0]
         return cross_entropy(logits.float(), batch.targets, reduction="sum")
 
     def cost(self, examples: Sequence[Example]) -> int:

@@ -27,26 +27,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from luthier.engine.instance import replace_forward
+
 
 def fuse(model: Any) -> int:
     """Gives the plain LoRA layers of this model instance the fused forward; returns how many have it.
 
-    A layer that is more than `y + s B A x` (DoRA, a bias in the adapter, a quantized base) stays PEFT's. `unfuse`
-    undoes it.
+    A layer that is more than `y + s B A x` (DoRA, a bias in the adapter, a quantized base) stays PEFT's.
     """
     groups = _sharing_an_input(model)
     for layers in groups:
         group = _Group(layers)
         for index, layer in enumerate(layers):
-            layer.forward = partial(group.forward, index, layer.forward)
+            replace_forward(layer, partial(group.forward, index))
     return sum(map(len, groups))
-
-
-def unfuse(model: nn.Module) -> None:
-    """Gives every layer PEFT's own forward back."""
-    for module in model.modules():
-        if isinstance(vars(module).get("forward"), partial):
-            del module.forward
 
 
 def _sharing_an_input(model: Any) -> list[list[Any]]:
