@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from luthier.engine.blocks import block_attention, blocks_of
 from luthier.engine.layout import Layout
 
 NAME = "luthier_flat"
@@ -30,7 +31,7 @@ def flat_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of each sequence to the shared prefix and itself.
+    """Causal attention of each token to what its sequences hold before it.
 
     Args:
         query: [1, H, N, D]; key, value: [1, G, N, D] with H a multiple of G.
@@ -39,51 +40,23 @@ def flat_attention(
 
     Returns:
         [1, N, H, D] and None (no attention weights).
-
-    Sequences are laid side by side as [B, H, L, D], padded on the right only inside this function: a causal mask hides
-    what stands on the right, so one mask serves all of them.
     """
+    window = None if sliding_window is None or sliding_window >= layout.longest else sliding_window
+    if query.device.type == "cpu" and dropout == 0 and query.shape[-1] == value.shape[-1]:
+        blocks = layout.once(("blocks", window), lambda: blocks_of(layout, window))
+        return block_attention(query, key, value, blocks, scaling), None
+    mask = layout.once(("mask", window), lambda: layout.mask(window))
+    return dense_attention(query, key, value, mask, scaling, dropout), None
+
+
+def dense_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, dropout: float = 0.0
+) -> Tensor:
+    """[1, N, H, D] by SDPA with one mask for the whole flat row: works everywhere, and costs what it hides."""
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mask = causal_mask(q.shape[2], k.shape[2], sliding_window, q.device)
-        return scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout
-        )
-
-    own_q, own_k, own_v = (x[0][:, layout.own_index].transpose(0, 1) for x in (query, key, value))  # [B, H, L, D]
-    p = layout.prefix
-    if p == 0:
-        return _flat(attend(own_q, own_k, own_v), layout)[None], None
-    rows = len(layout.lengths)
-    prefix_k, prefix_v = key[:, :, :p], value[:, :, :p]
-    own = attend(
-        own_q,
-        torch.cat([prefix_k.expand(rows, -1, -1, -1), own_k], dim=2),
-        torch.cat([prefix_v.expand(rows, -1, -1, -1), own_v], dim=2),
-    )
-    shared = attend(query[:, :, :p], prefix_k, prefix_v)
-    return torch.cat([shared[0].transpose(0, 1), _flat(own, layout)])[None], None
-
-
-def _flat(padded: Tensor, layout: Layout) -> Tensor:
-    """[B, H, L, D] → [N - prefix, H, D]: the real tokens, in the flat row's order."""
-    return padded.transpose(1, 2).flatten(0, 1)[layout.own_places]
-
-
-def causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
-    """[queries, keys] bool, True where the last `queries` of `keys` tokens may look; None where `is_causal` says it.
-
-    queries=2, keys=4, window=3:   1 1 1 0      the window counts the token itself
-                                   0 1 1 1
-    """
-    if queries == keys and (window is None or window >= keys):
-        return None
-    behind = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)[None]
-    mask = behind >= 0
-    return mask if window is None else mask & (behind < window)
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, dropout_p=dropout)
+    return out.transpose(1, 2)
 
 
 def no_mask(*_: Any, **__: Any) -> None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from luthier.data.batches import Filling
 from luthier.data.render import IGNORE, Example
 from luthier.engine import attention
-from luthier.engine.layout import flatten, shared_prefix
+from luthier.engine.layout import Tree, flatten, in_order
 
 
 class Engine(Protocol):
@@ -25,12 +26,20 @@ class Engine(Protocol):
         """Tokens that the linear layers compute for these examples in one micro-batch."""
         ...
 
+    def filling(self) -> Filling:
+        """An empty micro-batch, to be filled with rows in the order of `in_order`."""
+        ...
+
+    def in_order(self, examples: Sequence[Example]) -> list[Example]:
+        """Rows that cost least together side by side."""
+        ...
+
 
 class FlatEngine:
-    """No padded token in any linear layer, a shared prefix computed once, logits only where there is a label.
+    """No padded token in any linear layer, shared prefixes computed once, logits only where there is a label.
 
     Args:
-        share: whether a prefix shared by all rows of a micro-batch is computed once in training. The gradient is the
+        share: whether tokens that rows of a micro-batch begin with are computed once in training. The gradient is the
             same at dropout 0; above it, one dropout mask would be drawn for all rows, so it is left off.
     """
 
@@ -49,8 +58,13 @@ class FlatEngine:
         return cross_entropy(logits.float(), batch.targets, reduction="sum")
 
     def cost(self, examples: Sequence[Example]) -> int:
-        prefix = shared_prefix(examples) if self.share else 0
-        return prefix + sum(len(e.input_ids) - prefix for e in examples)
+        return _filled(self, examples)
+
+    def filling(self) -> Tree:
+        return Tree(share=self.share)
+
+    def in_order(self, examples: Sequence[Example]) -> list[Example]:
+        return in_order(examples)
 
 
 class PlainEngine:
@@ -69,7 +83,37 @@ class PlainEngine:
         )
 
     def cost(self, examples: Sequence[Example]) -> int:
-        return len(examples) * max(len(e.input_ids) for e in examples)
+        return _filled(self, examples)
+
+    def filling(self) -> Padded:
+        return Padded()
+
+    def in_order(self, examples: Sequence[Example]) -> list[Example]:
+        return sorted(examples, key=lambda example: len(example.input_ids))
+
+
+def _filled(engine: Engine, examples: Sequence[Example]) -> int:
+    filling = engine.filling()
+    for example in engine.in_order(examples):
+        filling.add(example)
+    return filling.tokens
+
+
+class Padded:
+    """Rows padded to the longest."""
+
+    def __init__(self) -> None:
+        self._rows = self._longest = 0
+
+    @property
+    def tokens(self) -> int:
+        return self._rows * self._longest
+
+    def added(self, example: Example) -> int:
+        return (self._rows + 1) * max(self._longest, len(example.input_ids)) - self.tokens
+
+    def add(self, example: Example) -> None:
+        self._rows, self._longest = self._rows + 1, max(self._longest, len(example.input_ids))
 
 
 def _padded(rows: list[list[int]], value: int) -> Tensor:

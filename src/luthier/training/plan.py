@@ -94,6 +94,7 @@ def saved_tokens(engine: Engine, examples: Sequence[Example], settings: TrainSet
         rows = [examples[i] for i in step]
         real += sum(len(row.input_ids) for row in rows)
         padded += len(rows) * max(len(row.input_ids) for row in rows)
-        computed += sum(map(engine.cost, micro_batches(rows, engine.cost, budget=budget, parts=parts)))
+        computed += sum(map(engine.cost, micro_batches(rows, engine, budget=budget, parts=parts)))
     fewer = f"{1 - computed / padded:.0%} fewer than padded batches of {settings.batch_size} rows"
-    return Choice(f"{computed:,} of {padded:,}", f"{real:,} are real tokens; the layers compute {fewer}")
+    saved = f", {1 - computed / real:.0%} of them shared by rows or after the last label" if computed < real else ""
+    return Choice(f"{computed:,} of {padded:,}", f"{real:,} are real tokens{saved}; the layers compute {fewer}")

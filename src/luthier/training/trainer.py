@@ -100,7 +100,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         world, rank = self.args.world_size, self.args.process_index
         mine = inputs[rank::world] or inputs[:1]  # every process must take part in the gradients' exchange
         weight = world / labels if len(inputs) > rank else 0.0
-        batches = micro_batches(mine, self.engine.cost, budget=self.budget, parts=self.parts)
+        batches = micro_batches(mine, self.engine, budget=self.budget, parts=self.parts)
         total = torch.zeros((), device=self.args.device)
         for batch in batches:
             exchange = contextlib.nullcontext() if batch is batches[-1] else self.accelerator.no_sync(model)

@@ -1,4 +1,4 @@
-"""Attention over a flat row, against one big mask that says token by token who sees whom."""
+"""Attention over a flat row: its kernels against the mask written out token by token."""
 
 from __future__ import annotations
 
@@ -7,42 +7,22 @@ import itertools
 import pytest
 import torch
 
-from luthier.engine.attention import causal_mask, flat_attention
-from luthier.engine.layout import Layout
+from luthier.engine.attention import flat_attention
+from luthier.engine.layout import Layout, Segment
 
-CPU = torch.device("cpu")
 MODULE = torch.nn.Identity()
-
-
-def test_a_causal_mask_is_drawn_only_where_sdpa_has_no_own() -> None:
-    assert causal_mask(3, 3, None, CPU) is None
-    assert causal_mask(3, 3, 3, CPU) is None
-    mask = causal_mask(2, 4, 3, CPU)
-    assert mask is not None
-    assert mask.int().tolist() == [[1, 1, 1, 0], [0, 1, 1, 1]]
-    mask = causal_mask(3, 3, 2, CPU)
-    assert mask is not None
-    assert mask.int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
-    mask = causal_mask(2, 4, None, CPU)
-    assert mask is not None
-    assert mask.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+TREE = Layout((Segment(0, 3, 9, 0), Segment(3, 5, 5, 3), Segment(5, 9, 9, 3), Segment(9, 12, 12, 0)))
+SEQUENCES = [[0, 1, 2, 3, 4], [0, 1, 2, 5, 6, 7, 8], [9, 10, 11]]
 
 
 def naive(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, window: int | None, scaling: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None, scaling: float
 ) -> torch.Tensor:
-    """[1, N, H, D], written out: who belongs to which sequence, at which place, and what it may see."""
-    owner = [-1] * layout.prefix + [b for b, length in enumerate(layout.lengths) for _ in range(length)]
-    place = [
-        *range(layout.prefix),
-        *itertools.chain(*(range(layout.prefix, layout.prefix + n) for n in layout.lengths)),
-    ]
-    total = layout.num_tokens
-    mask = torch.zeros(total, total, dtype=torch.bool)
-    for q, k in itertools.product(range(total), range(total)):
-        same = owner[k] in (-1, owner[q])
-        near = window is None or place[q] - place[k] < window
-        mask[q, k] = same and place[k] <= place[q] and near
+    """[1, N, H, D], written out: each sequence's tokens see those before them."""
+    mask = torch.zeros(12, 12, dtype=torch.bool)
+    for sequence in SEQUENCES:
+        for q, k in itertools.product(range(len(sequence)), repeat=2):
+            mask[sequence[q], sequence[k]] = k <= q and (window is None or q - k < window)
     heads = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(heads, dim=1) for x in (key, value))
     scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~mask, float("-inf"))
@@ -50,27 +30,22 @@ def naive(
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize(
-    "layout", [Layout(0, (5,)), Layout(0, (3, 1, 6)), Layout(4, (3, 1, 6)), Layout(1, (1, 1)), Layout(7, (2, 2))]
-)
-def test_each_token_sees_the_prefix_and_its_own_sequence(layout: Layout, kv_heads: int, window: int | None) -> None:
-    generator = torch.Generator().manual_seed(layout.num_tokens)
-    query = torch.randn(1, 4, layout.num_tokens, 8, generator=generator, dtype=torch.float64)
-    key, value = (
-        torch.randn(1, kv_heads, layout.num_tokens, 8, generator=generator, dtype=torch.float64) for _ in range(2)
-    )
+@pytest.mark.parametrize("width", [8, 6], ids=["blocks", "dense"])
+def test_each_token_sees_its_sequences(width: int, window: int | None) -> None:
+    """Values of another width than the keys' go through SDPA with a mask."""
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 4, 12, 8, generator=generator, dtype=torch.float64)
+    key, value = (torch.randn(1, 2, 12, d, generator=generator, dtype=torch.float64) for d in (8, width))
     found, weights = flat_attention(
-        MODULE, query, key, value, None, layout=layout, scaling=0.3, sliding_window=window, is_causal=True
+        MODULE, query, key, value, None, layout=TREE, scaling=0.3, sliding_window=window, is_causal=True
     )
     assert weights is None
-    assert found.shape == (1, layout.num_tokens, 4, 8)
-    torch.testing.assert_close(found, naive(query, key, value, layout, window, 0.3), rtol=0, atol=1e-12)
+    assert found.shape == (1, 12, 4, width)
+    torch.testing.assert_close(found, naive(query, key, value, window, 0.3), rtol=0, atol=1e-12)
 
 
 def test_dropout_drops() -> None:
-    layout = Layout(2, (3, 2))
-    query, key, value = (torch.randn(1, 2, 7, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
-    whole, _ = flat_attention(MODULE, query, key, value, None, layout=layout)
-    dropped, _ = flat_attention(MODULE, query, key, value, None, layout=layout, dropout=0.5)
+    query, key, value = (torch.randn(1, 2, 12, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    whole, _ = flat_attention(MODULE, query, key, value, None, layout=TREE)
+    dropped, _ = flat_attention(MODULE, query, key, value, None, layout=TREE, dropout=0.5)
     assert (whole - dropped).abs().max() > 0.1
