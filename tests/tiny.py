@@ -111,6 +111,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", _SHAPE),
     "gpt2": ("gpt2", _GPT2),
     "opt": ("opt", {**_SHAPE, "ffn_dim": 96, "word_embed_proj_dim": 64, "dropout": 0.0}),
+    "granite": ("granite", _SHAPE),
+    "cohere": ("cohere", _SHAPE),
     # What the flat engine declines.
     "gemma2": ("gemma2", _GEMMA),
     "qwen3_5": ("qwen3_5_text", _LINEAR_ATTENTION),

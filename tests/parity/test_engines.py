@@ -15,7 +15,7 @@ from tiny import add_adapter, make_model
 from luthier.data.conversation import Source
 from luthier.data.render import IGNORE, Example
 from luthier.engine import attention, engines
-from luthier.engine.engines import Engine, FlatEngine, PlainEngine, set_attention
+from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install
 from luthier.engine.layout import FlatBatch, Layout, Segment, flatten
 from luthier.training.trainer import LuthierTrainer, StepDataset
 
@@ -79,7 +79,7 @@ def model_of(family: str) -> Any:
 
 
 def loss_and_gradients(model: Any, engine: Engine, examples: list[Example]) -> tuple[float, dict[str, torch.Tensor]]:
-    set_attention(model, engine)
+    install(model, engine)
     model.train()
     model.zero_grad()
     loss = engine.loss_sum(model, examples)
@@ -207,7 +207,7 @@ def test_a_step_does_not_depend_on_its_micro_batches(engine: Engine, tmp_path: P
     labels = sum(row.num_labels for row in rows)
     arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
     for budget, parts in ((10**6, None), (10**6, 2), (10**6, 8), (60, None), (1, None)):
-        set_attention(model, engine)
+        install(model, engine)
         steps = StepDataset(rows, 8, seed=0)
         trainer = LuthierTrainer(model, arguments, engine, steps, [], budget=budget, parts=parts)
         model.zero_grad()

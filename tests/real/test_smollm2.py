@@ -11,7 +11,7 @@ import torch
 from luthier.data.conversation import Conversation, Message, Source
 from luthier.data.render import IGNORE, Example, Renderer
 from luthier.engine.choose import pick_engine
-from luthier.engine.engines import Engine, FlatEngine, PlainEngine, set_attention
+from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install
 from luthier.engine.layout import flatten
 from luthier.hardware.compute import pick_threads
 from luthier.hub.fetch import fetch_model
@@ -76,7 +76,7 @@ def test_a_row_as_tokens(examples: list[Example], renderer: Renderer) -> None:
 
 
 def loss_and_gradient(model: Any, engine: Engine, examples: list[Example]) -> tuple[float, torch.Tensor]:
-    set_attention(model, engine)
+    install(model, engine)
     model.zero_grad()
     loss = engine.loss_sum(model, examples)
     loss.backward()

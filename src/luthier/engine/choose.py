@@ -9,7 +9,7 @@ import torch
 
 from luthier.choice import Choice
 from luthier.data.render import Example
-from luthier.engine.engines import Engine, FlatEngine, PlainEngine, needs_eager, set_attention
+from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install, needs_eager
 from luthier.errors import ModelError, Problem
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 1e-2}
@@ -57,7 +57,7 @@ def _check(model: Any, engine: Engine, examples: Sequence[Example]) -> Choice[bo
 
 
 def _loss(model: Any, engine: Engine, examples: Sequence[Example]) -> float:
-    set_attention(model, engine)
+    install(model, engine)
     was_training = model.training
     model.eval()
     try:
@@ -68,7 +68,7 @@ def _loss(model: Any, engine: Engine, examples: Sequence[Example]) -> float:
 
 
 def _chosen(model: Any, engine: Engine, reason: str) -> Choice[Engine]:
-    set_attention(model, engine)
+    install(model, engine)
     return Choice(engine, reason)
 
 

@@ -11,12 +11,17 @@ from torch.nn.functional import cross_entropy
 
 from luthier.data.batches import Filling
 from luthier.data.render import IGNORE, Example
-from luthier.engine import attention
+from luthier.engine import attention, lora, loss, norm
+from luthier.engine.instance import restore
 from luthier.engine.layout import Tree, flatten, in_order
 
 
 class Engine(Protocol):
     name: str
+
+    def prepare(self, model: Any) -> None:
+        """Changes a stock model instance, adapter included, so that `loss_sum` may be asked. Called by `install`."""
+        ...
 
     def loss_sum(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         """Cross-entropy summed over the examples' labels, a float32 scalar. Normalising is the step's business."""
@@ -38,6 +43,8 @@ class Engine(Protocol):
 class FlatEngine:
     """No padded token in any linear layer, shared prefixes computed once, logits only where there is a label.
 
+    LoRA layers, norms and loss are computed by the routines of `lora`, `norm` and `loss` where those are the same.
+
     Args:
         share: whether tokens that rows of a micro-batch begin with are computed once in training. The gradient is the
             same at dropout 0; above it, one dropout mask would be drawn for all rows, so it is left off.
@@ -47,13 +54,21 @@ class FlatEngine:
 
     def __init__(self, *, share: bool = True) -> None:
         self.share = share
+        self.fused_loss = False
+
+    def prepare(self, model: Any) -> None:
+        lora.fuse(model)
+        norm.fuse(model)
+        self.fused_loss = loss.fuse(_causal(model))
+        attention.register()
+        model.set_attn_implementation(attention.NAME)
 
     def loss_sum(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         batch = flatten(examples, share=self.share or not model.training, device=next(model.parameters()).device)
         inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "layout": batch.layout}
         if self.fused_loss:
-            loss: Tensor = model(**inputs, predict_at=batch.predict_at, targets=batch.targets, use_cache=False)
-            return loss
+            total: Tensor = model(**inputs, predict_at=batch.predict_at, targets=batch.targets, use_cache=False)
+            return total
         logits = model(**inputs, logits_to_keep=batch.predict_at, use_cache=False).logits[0]
         return cross_entropy(logits.float(), batch.targets, reduction="sum")
 
@@ -68,9 +83,12 @@ class FlatEngine:
 
 
 class PlainEngine:
-    """Stock transformers: rows padded to the longest, a mask, logits everywhere. The reference."""
+    """Stock transformers and PEFT: rows padded to the longest, a mask, logits everywhere. The reference."""
 
     name = "plain"
+
+    def prepare(self, model: Any) -> None:
+        """Nothing: it is what the model's classes say."""
 
     def loss_sum(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         device = next(model.parameters()).device
@@ -122,16 +140,17 @@ def _padded(rows: list[list[int]], value: int) -> Tensor:
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
 
-def set_attention(model: Any, engine: Engine) -> None:
-    """Points this model instance's attention at what the engine needs.
+def install(model: Any, engine: Engine) -> None:
+    """Makes this model instance compute as the engine needs it, and undoes what another one changed."""
+    restore(model)
+    # Stock attention is SDPA, or eager where the model's own is more than that (Gemma 2: soft-capped scores).
+    model.set_attn_implementation("eager" if needs_eager(model) else "sdpa")
+    engine.prepare(model)
 
-    Stock attention is SDPA, or eager where the model's own is more than that (Gemma 2: soft-capped scores).
-    """
-    if engine.name == "flat":
-        attention.register()
-        model.set_attn_implementation(attention.NAME)
-    else:
-        model.set_attn_implementation("eager" if needs_eager(model) else "sdpa")
+
+def _causal(model: Any) -> Any:
+    """The causal model itself, below an adapter's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def needs_eager(model: Any) -> bool:

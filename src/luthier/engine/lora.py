@@ -18,7 +18,7 @@ PEFT's own layers are the plain twin.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ def fuse(model: Any) -> int:
 
 
 def _sharing_an_input(model: Any) -> list[list[Any]]:
-    """The plain LoRA layers as a forward meets them, each once, those that follow each other with one input together."""
+    """The plain LoRA layers as a forward meets them, those that follow each other with one input together."""
     from peft.tuners.lora import LoraLayer
 
     met: list[tuple[Any, Tensor]] = []  # it holds the inputs: the id of a freed tensor may come again
@@ -123,10 +123,13 @@ def lora_linears(x: Tensor, layers: list[Any]) -> tuple[Tensor, ...]:
     x = x.to(frozen[0].weight.dtype)
     if layers[0].training and any(isinstance(dropout, nn.Dropout) and dropout.p > 0 for dropout in dropouts):
         return tuple(
-            _LoraLinears.apply(x, dropout(x), [kept], *ab)[0]
-            for dropout, kept, ab in zip(dropouts, frozen, learned, strict=True)
+            _apply(x, dropout(x), [kept], *ab)[0] for dropout, kept, ab in zip(dropouts, frozen, learned, strict=True)
         )
-    outputs: tuple[Tensor, ...] = _LoraLinears.apply(x, None, frozen, *itertools.chain(*learned))
+    return _apply(x, None, frozen, *itertools.chain(*learned))
+
+
+def _apply(x: Tensor, dropped: Tensor | None, frozen: list[_Frozen], *learned: Tensor) -> tuple[Tensor, ...]:
+    outputs: tuple[Tensor, ...] = _LoraLinears.apply(x, dropped, frozen, *learned)  # type: ignore[no-untyped-call]
     return outputs
 
 
@@ -144,7 +147,7 @@ class _LoraLinears(torch.autograd.Function):
         rows, down, up = _rows(x), learned[::2], learned[1::2]
         t = (rows if dropped is None else _rows(dropped)) @ torch.cat(down).to(x.dtype).T
         outputs = []
-        for layer, t_i, b in zip(frozen, t.split([len(a) for a in down], dim=1), up, strict=True):
+        for layer, t_i, b in zip(frozen, torch.split(t, [len(a) for a in down], dim=1), up, strict=True):
             y = linear(rows, layer.weight, layer.bias)
             outputs.append(y.addmm_(t_i, _scaled(b, layer, x.dtype)).view(*x.shape[:-1], -1))
         ctx.frozen = frozen
@@ -164,7 +167,7 @@ class _LoraLinears(torch.autograd.Function):
         u = torch.zeros_like(t)
         d_up: list[Tensor | None] = []
         for layer, b, t_i, u_i, g in zip(
-            ctx.frozen, up, t.T.contiguous().split(ranks), u.split(ranks, dim=1), gradients, strict=True
+            ctx.frozen, up, torch.split(t.T.contiguous(), ranks), torch.split(u, ranks, dim=1), gradients, strict=True
         ):
             if g is None:  # nothing used this output
                 d_up.append(None)
@@ -175,7 +178,7 @@ class _LoraLinears(torch.autograd.Function):
             if needs_x:
                 dx = g @ layer.weight if dx is None else dx.addmm_(g, layer.weight)
         a = torch.cat(down).to(u.dtype)
-        d_down = (u.T.contiguous() @ rows).to(down[0].dtype).split(ranks)
+        d_down = torch.split((u.T.contiguous() @ rows).to(down[0].dtype), ranks)
         d_dropped = (u @ a).view_as(inputs) if needs_dropped else None
         if dx is not None and not needs_dropped:
             dx.addmm_(u, a)

@@ -81,13 +81,14 @@ def _forward(
     """The model's own forward, or, with `targets` [M] for the tokens `predict_at` [M] of a flat row, their loss."""
     if predict_at is None or targets is None:
         return own(*args, **inputs)
-    hidden = model.get_decoder()(*args, **inputs).last_hidden_state[0]
+    given = {name: value for name, value in inputs.items() if value is not None}  # PEFT passes on what nobody set
+    hidden = model.get_decoder()(*args, **given).last_hidden_state[0]
     return summed_loss(hidden[predict_at], targets, head)
 
 
 def summed_loss(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
     """Cross-entropy of what the head makes of hidden [M, H] against targets [M]: their sum, a float32 scalar."""
-    loss: Tensor = _HeadLoss.apply(hidden, targets, head)
+    loss: Tensor = _HeadLoss.apply(hidden, targets, head)  # type: ignore[no-untyped-call]
     return loss
 
 

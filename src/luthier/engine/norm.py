@@ -42,16 +42,16 @@ def _agrees(module: nn.Module, weight: Tensor, eps: float, offset: float) -> boo
     x = torch.linspace(-1, 2, weight.numel(), device=weight.device, dtype=weight.dtype)
     with torch.no_grad():
         expected, found = module(x), _forward(weight, eps, offset, None, x)
-    return expected.shape == found.shape and torch.allclose(found, expected, rtol=TOLERANCE[x.dtype], atol=1e-6)
+    return bool(torch.allclose(found, expected, rtol=TOLERANCE[x.dtype], atol=1e-6))
 
 
 def _forward(weight: Tensor, eps: float, offset: float, own: object, x: Tensor) -> Tensor:
-    return rms_norm(x, weight.float() + offset if offset else weight, eps)
+    return rms_norm(x, weight.float() + offset, eps)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., H] normalised and multiplied with a frozen weight [H], in the dtype of x."""
-    y: Tensor = _RmsNorm.apply(x, weight, eps)
+    y: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -60,7 +60,7 @@ class _RmsNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide, weight = x.float(), weight.float()
         mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]
-        r = mean_square.add_(eps).rsqrt_()
+        r: Tensor = mean_square.add_(eps).rsqrt_()
         ctx.save_for_backward(x, r, weight)
         return (wide * r).mul_(weight).to(x.dtype)
 

@@ -9,7 +9,7 @@ from typing import Any
 from luthier import __version__, console
 from luthier.data.batches import rows_in
 from luthier.data.preview import measure
-from luthier.engine.engines import PlainEngine, set_attention
+from luthier.engine.engines import PlainEngine, install
 from luthier.evaluation.answers import compare, questions
 from luthier.hardware.memory import peak_bytes
 from luthier.hardware.probe import probe
@@ -23,7 +23,7 @@ LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safet
 def finish(job: Job, run: RunFolder) -> None:
     """Writes what a trained run lacks to be a finished one; `run.json` last."""
     recipe = job.recipe
-    set_attention(job.model, PlainEngine())
+    install(job.model, PlainEngine())
     console.say("Answers before and after …")
     asked = questions(job.data.heldout_conversations, recipe.prompts, recipe.data.system)
     answers = compare(job.model, job.renderer, asked)
