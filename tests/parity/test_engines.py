@@ -19,8 +19,11 @@ from luthier.engine.engines import Engine, FlatEngine, PlainEngine, set_attentio
 from luthier.engine.layout import FlatBatch, Layout, Segment, flatten
 from luthier.training.trainer import LuthierTrainer, StepDataset
 
-FAMILIES = ["llama", "llama-tied", "llama-all-heads", "qwen2", "qwen3", "gemma3", "mistral", "phi3", "gpt2"]
-SLIDING = ["gemma3", "mistral"]  # windows of 8 tokens: every sequence here is longer
+FAMILIES = [
+    *["llama", "llama-tied", "llama-all-heads", "qwen2", "qwen3", "qwen3_5", "gemma2", "gemma3", "gpt_oss"],
+    *["mistral", "phi", "phi3", "gpt2"],
+]
+SLIDING = ["gemma2", "gemma3", "mistral"]  # windows of 8 tokens: every sequence here is longer
 BOUND = 1e-5
 WRONG = 1e-3
 
@@ -112,10 +115,12 @@ def test_flat_is_plain(family: str, batch: str, share: bool) -> None:
 
 def test_every_linear_layer_of_every_family_takes_part() -> None:
     """No gradient above was compared with nothing: each LoRA matrix has one, and it is not zero."""
-    per_layer = {"phi3": 4, "gpt2": 4}  # they compute q, k and v at once, phi3 also gate and up
+    # phi3 and gpt2 compute q, k and v at once, phi3 also gate and up; phi has no gate; the experts of gpt_oss are no
+    # linear layers; qwen3_5's layer of linear attention has five.
+    linear_layers = {"phi": 12, "phi3": 8, "gpt2": 8, "gpt_oss": 8, "qwen3_5": 15}
     for family in FAMILIES:
         _, gradients = loss_and_gradients(model_of(family), PlainEngine(), RAGGED)
-        assert len(gradients) == 2 * 2 * per_layer.get(family, 7)
+        assert len(gradients) == 2 * linear_layers.get(family, 14)
         assert all(gradient.norm() > 1e-3 for gradient in gradients.values())
 
 

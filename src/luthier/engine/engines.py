@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from luthier.data.batches import Filling
 from luthier.data.render import IGNORE, Example
-from luthier.engine import attention
+from luthier.engine import attention, recurrent
 from luthier.engine.layout import Tree, flatten, in_order
 
 
@@ -131,6 +131,7 @@ def set_attention(model: Any, engine: Engine) -> None:
     """
     if engine.name == "flat":
         attention.register()
+        recurrent.take_flat_rows(model)
         model.set_attn_implementation(attention.NAME)
     else:
         model.set_attn_implementation("eager" if needs_eager(model) else "sdpa")
