@@ -14,7 +14,7 @@ from tiny import add_adapter, make_model
 
 from luthier.data.conversation import Source
 from luthier.data.render import IGNORE, Example
-from luthier.engine import attention, engines
+from luthier.engine import block_attention, engines
 from luthier.engine.engines import Engine, FlatEngine, PlainEngine, set_attention
 from luthier.engine.layout import FlatBatch, Layout, Segment, flatten
 from luthier.training.trainer import LuthierTrainer, StepDataset
@@ -185,12 +185,12 @@ def test_wrong_positions_show(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("share", [False, True], ids=["whole", "shared"])
 @pytest.mark.parametrize("family", SLIDING)
 def test_a_wrong_window_shows(family: str, share: bool, change: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = attention.blocks_of
+    right = block_attention.blocks_of
 
     def wrong(layout: Layout, window: int | None) -> Any:
         return right(layout, None if window is None or change is None else window + change)
 
-    monkeypatch.setattr(attention, "blocks_of", wrong)
+    monkeypatch.setattr(block_attention, "blocks_of", wrong)
     loss_error, gradient_error = errors(model_of(family), FlatEngine(share=share), RAGGED)
     assert loss_error > BOUND
     assert gradient_error > WRONG

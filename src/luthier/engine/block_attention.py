@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from luthier.engine.blocks import Block
+from luthier.engine.blocks import Block, blocks_of
+from luthier.engine.layout import Layout
+from luthier.engine.scores import Scores
 
 
 class Kernel(Protocol):
@@ -34,9 +36,9 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True)
 class Flash:
-    """PyTorch's flash attention for CPUs. Scores are scaling · q · k, scaling 1 / sqrt(D) if None."""
+    """PyTorch's flash attention for CPUs. Scores are scaling · q · k."""
 
-    scaling: float | None = None
+    scaling: float
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -90,19 +92,11 @@ class SoftCapped:
         return scores if block.mask is None else scores.masked_fill_(~block.mask, float("-inf"))
 
 
-def block_attention(
-    query: Tensor, key: Tensor, value: Tensor, blocks: list[Block], kernel: Kernel, sinks: Tensor | None = None
-) -> Tensor:
-    """Attention over a flat row.
-
-    Args:
-        query: [1, H, N, D]; key, value: [1, G, N, D] with H a multiple of G.
-        sinks: [H], a score of each head that takes its share of the softmax and gives no value.
-
-    Returns:
-        [1, N, H, D] in value's dtype.
-    """
-    out: Tensor = _BlockAttention.apply(query, key, value, sinks, blocks, kernel)  # type: ignore[no-untyped-call]
+def in_blocks(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scores: Scores) -> Tensor:
+    """[1, N, H, D] from query [1, H, N, D] and key, value [1, G, N, D], H a multiple of G, in value's dtype."""
+    blocks = layout.once(("blocks", scores.window), lambda: blocks_of(layout, scores.window))
+    kernel = Flash(scores.scaling) if scores.cap is None else SoftCapped(scores.scaling, scores.cap)
+    out: Tensor = _BlockAttention.apply(query, key, value, scores.sinks, blocks, kernel)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -9,7 +9,7 @@ import torch
 
 from luthier.choice import Choice
 from luthier.data.render import Example
-from luthier.engine import recurrent
+from luthier.engine import attention, recurrent
 from luthier.engine.engines import Engine, FlatEngine, PlainEngine, set_attention
 from luthier.errors import ModelError, Problem
 
@@ -27,6 +27,7 @@ def pick_engine(model: Any, examples: Sequence[Example], *, asked: str) -> Choic
         return _chosen(model, PlainEngine(), "the recipe asks for it")
     flat = FlatEngine(share=not has_dropout(model))
     sharing = "shared prefixes computed once" if flat.share else "shared prefixes computed again: dropout is above 0"
+    sharing += f", {_attention(model)}"
     sharing += ", linear attention row by row" if recurrent.layers_of(model) else ""
     reason = next((why for decline in DECLINES if (why := decline(model)) is not None), None)
     if reason is None:
@@ -45,6 +46,12 @@ def has_dropout(model: Any) -> bool:
     # Some models drop without a module of their own; all name it in their config (attention_dropout, resid_pdrop, …).
     config = model.config.get_text_config().to_dict()
     return adapter or any("drop" in key and isinstance(value, float) and value > 0 for key, value in config.items())
+
+
+def _attention(model: Any) -> str:
+    config = model.config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return attention.pick_kernels(model.device.type, model.dtype, width).reason
 
 
 def _check(model: Any, engine: Engine, examples: Sequence[Example]) -> Choice[bool]:

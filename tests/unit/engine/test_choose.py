@@ -28,7 +28,8 @@ def test_a_llama_takes_the_flat_engine() -> None:
     choice = pick_engine(model, ROWS, asked="auto")
     assert isinstance(choice.value, FlatEngine) and choice.value.share
     assert re.fullmatch(
-        r"no padding, shared prefixes computed once; the flat loss differs from the plain one by \d\.\de-\d\d",
+        r"no padding, shared prefixes computed once, attention in blocks; "
+        r"the flat loss differs from the plain one by \d\.\de-\d\d",
         choice.reason,
     )
     assert model.config._attn_implementation == attention.NAME
@@ -38,9 +39,9 @@ def test_a_llama_takes_the_flat_engine() -> None:
 @pytest.mark.parametrize(
     ("family", "how"),
     [
-        ("gemma2", "shared prefixes computed once;"),
-        ("gpt_oss", "shared prefixes computed once;"),
-        ("qwen3_5", "shared prefixes computed once, linear attention row by row;"),
+        ("gemma2", "shared prefixes computed once, attention in blocks;"),
+        ("gpt_oss", "shared prefixes computed once, attention in blocks;"),
+        ("qwen3_5", "shared prefixes computed once, attention in blocks, linear attention row by row;"),
     ],
 )
 def test_what_is_more_than_a_llama_takes_it_too(family: str, how: str) -> None:
@@ -120,7 +121,8 @@ def test_a_prefix_is_shared_only_without_dropout(dropout: float, share: bool) ->
         choice = pick_engine(model, ROWS, asked="auto")
         assert isinstance(choice.value, FlatEngine) and choice.value.share is share
         assert choice.reason.startswith(
-            "no padding, shared prefixes computed " + ("once; " if share else "again: dropout is above 0; ")
+            "no padding, shared prefixes computed "
+            + ("once, attention in blocks; " if share else "again: dropout is above 0, attention in blocks; ")
         )
 
 
