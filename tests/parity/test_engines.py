@@ -14,13 +14,21 @@ from tiny import add_adapter, make_model
 
 from luthier.data.conversation import Source
 from luthier.data.render import IGNORE, Example
+<<<<<<< HEAD
 from luthier.engine import attention, engines
 from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install
+=======
+from luthier.engine import block_attention, engines
+from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install
+>>>>>>> attention
 from luthier.engine.layout import FlatBatch, Layout, Segment, flatten
 from luthier.training.trainer import LuthierTrainer, StepDataset
 
-FAMILIES = ["llama", "llama-tied", "llama-all-heads", "qwen2", "qwen3", "gemma3", "mistral", "phi3", "gpt2"]
-SLIDING = ["gemma3", "mistral"]  # windows of 8 tokens: every sequence here is longer
+FAMILIES = [
+    *["llama", "llama-tied", "llama-all-heads", "qwen2", "qwen3", "qwen3_5", "gemma2", "gemma3", "gpt_oss"],
+    *["mistral", "phi", "phi3", "gpt2"],
+]
+SLIDING = ["gemma2", "gemma3", "mistral"]  # windows of 8 tokens: every sequence here is longer
 BOUND = 1e-5
 WRONG = 1e-3
 
@@ -112,10 +120,12 @@ def test_flat_is_plain(family: str, batch: str, share: bool) -> None:
 
 def test_every_linear_layer_of_every_family_takes_part() -> None:
     """No gradient above was compared with nothing: each LoRA matrix has one, and it is not zero."""
-    per_layer = {"phi3": 4, "gpt2": 4}  # they compute q, k and v at once, phi3 also gate and up
+    # phi3 and gpt2 compute q, k and v at once, phi3 also gate and up; phi has no gate; the experts of gpt_oss are no
+    # linear layers; qwen3_5's layer of linear attention has five.
+    linear_layers = {"phi": 12, "phi3": 8, "gpt2": 8, "gpt_oss": 8, "qwen3_5": 15}
     for family in FAMILIES:
         _, gradients = loss_and_gradients(model_of(family), PlainEngine(), RAGGED)
-        assert len(gradients) == 2 * 2 * per_layer.get(family, 7)
+        assert len(gradients) == 2 * linear_layers.get(family, 14)
         assert all(gradient.norm() > 1e-3 for gradient in gradients.values())
 
 
@@ -180,12 +190,12 @@ def test_wrong_positions_show(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("share", [False, True], ids=["whole", "shared"])
 @pytest.mark.parametrize("family", SLIDING)
 def test_a_wrong_window_shows(family: str, share: bool, change: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = attention.blocks_of
+    right = block_attention.blocks_of
 
     def wrong(layout: Layout, window: int | None) -> Any:
         return right(layout, None if window is None or change is None else window + change)
 
-    monkeypatch.setattr(attention, "blocks_of", wrong)
+    monkeypatch.setattr(block_attention, "blocks_of", wrong)
     loss_error, gradient_error = errors(model_of(family), FlatEngine(share=share), RAGGED)
     assert loss_error > BOUND
     assert gradient_error > WRONG

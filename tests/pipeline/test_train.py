@@ -153,7 +153,8 @@ def test_each_automatic_choice_has_its_reason(run: RunFolder) -> None:
         "threads": (1, "OMP_NUM_THREADS is set"),
         "train.engine": (
             "flat",
-            "no padding, shared prefixes computed once; the flat loss differs from the plain one by 0.0e+00",
+            "no padding, shared prefixes computed once, attention in blocks; "
+            "the flat loss differs from the plain one by 0.0e+00",
         ),
         "train.micro_batch_tokens": (512, "more is no faster on cpu; about 0.0 GB"),
         "train.eval_steps": (2, "five evaluations in a run, besides the one before it"),

@@ -102,4 +102,6 @@ def test_flat_and_padded_batch_have_one_loss_and_gradient(
 def test_the_flat_engine_is_chosen(model: Any, examples: list[Example]) -> None:
     choice = pick_engine(model, examples, asked="auto")
     assert choice.value.name == "flat"
-    assert choice.reason.startswith("no padding, shared prefixes computed once; the flat loss differs")
+    assert choice.reason.startswith(
+        "no padding, shared prefixes computed once, attention in blocks; the flat loss differs"
+    )

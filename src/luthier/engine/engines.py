@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from luthier.data.batches import Filling
 from luthier.data.render import IGNORE, Example
-from luthier.engine import attention, lora, loss, norm
+from luthier.engine import attention, lora, loss, norm, recurrent
 from luthier.engine.instance import restore
 from luthier.engine.layout import Tree, flatten, in_order
 
@@ -60,6 +60,7 @@ class FlatEngine:
         lora.fuse(model)
         norm.fuse(model)
         self.fused_loss = loss.fuse(_causal(model))
+        recurrent.take_flat_rows(model)
         attention.register()
         model.set_attn_implementation(attention.NAME)
 

@@ -87,6 +87,23 @@ class Layout:
         offsets = self._each([segment.depth - segment.start for segment in self.segments])
         return torch.arange(self.num_tokens, device=self.device) + offsets
 
+    @cached_property
+    def rows(self) -> Tensor:
+        """[B, T] int64: where the tokens of each sequence lie, filled up on the right with its last one.
+
+        One row for each segment with nothing behind it: it and all that it begins with.
+        """
+        leaves = [segment for segment in self.segments if segment.end == segment.until]
+        rows = [(self.until[: leaf.end] >= leaf.end).nonzero()[:, 0] for leaf in leaves]
+        return torch.stack([torch.cat([row, row[-1:].expand(self.longest - len(row))]) for row in rows])
+
+    @cached_property
+    def places(self) -> Tensor:
+        """[N] int64: where each token stands in `rows` read row by row, in the first row that holds it."""
+        places = torch.empty(self.num_tokens, dtype=torch.long, device=self.device)
+        order = torch.arange(self.rows.numel(), device=self.device)
+        return places.scatter_reduce(0, self.rows.flatten(), order, "amin", include_self=False)
+
     def once(self, key: Any, make: Callable[[], T]) -> T:
         """What `make` gives, made once for this layout: all layers with one kind of attention need the same."""
         if key not in self._made:

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from luthier.engine.attention import dense_attention
-from luthier.engine.blocks import Block, block_attention, blocks_of
+from luthier.engine.attention import dense
+from luthier.engine.block_attention import in_blocks
+from luthier.engine.blocks import Block, blocks_of
 from luthier.engine.layout import Layout, Segment
+from luthier.engine.scores import Scores
 
 LAYOUTS = {
     "one sequence": Layout((Segment(0, 9, 9, 0),)),
@@ -75,29 +77,40 @@ def inputs(layout: Layout, kv_heads: int, dtype: torch.dtype) -> list[Tensor]:
     return [x.requires_grad_() for x in made] + [torch.randn(1, layout.num_tokens, 4, 8, generator=generator).to(dtype)]
 
 
+def compare(layout: Layout, kv_heads: int, scores: Scores) -> None:
+    query, key, value, gradient = inputs(layout, kv_heads, torch.float64)
+    of = [query, key, value] + ([] if scores.sinks is None else [scores.sinks])
+    found, expected = (kernel(query, key, value, layout, scores) for kernel in (in_blocks, dense))
+    exact = 1e-12 if scores.plain else 1e-6  # others the dense one computes in float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=exact)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, of, gradient), torch.autograd.grad(expected, of, gradient), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2 * exact)
+
+
 @pytest.mark.parametrize("window", [None, 1, 2, 3, 5, 100])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_result_and_gradients(name: str, kv_heads: int, window: int | None) -> None:
-    layout = LAYOUTS[name]
-    query, key, value, gradient = inputs(layout, kv_heads, torch.float64)
-    found = block_attention(query, key, value, blocks_of(layout, window), 0.3)
-    expected = dense_attention(query, key, value, layout.mask(window), 0.3)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-    of = (query, key, value)
-    for ours, theirs in zip(
-        torch.autograd.grad(found, of, gradient), torch.autograd.grad(expected, of, gradient), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    compare(LAYOUTS[name], kv_heads, Scores(0.3, window))
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_soft_capped_scores_and_sinks(name: str, window: int | None) -> None:
+    sinks = torch.tensor([0.5, -1.0, 0.0, 2.0], dtype=torch.float64, requires_grad=True)
+    for scores in (Scores(0.3, window, 0.7), Scores(0.3, window, sinks=sinks), Scores(0.3, window, 0.7, sinks)):
+        compare(LAYOUTS[name], 2, scores)
 
 
 def test_bfloat16_is_computed_in_float32_and_rounded_once() -> None:
     layout = LAYOUTS["three levels and a stranger"]
     *of, gradient = inputs(layout, 2, torch.bfloat16)
-    found = block_attention(*of, blocks_of(layout), None)
+    found = in_blocks(*of, layout, Scores(0.3))
     grads = torch.autograd.grad(found, of, gradient)
     exact = [x.detach().float().requires_grad_() for x in of]
-    expected = block_attention(*exact, blocks_of(layout), None)
+    expected = in_blocks(*exact, layout, Scores(0.3))
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, expected.bfloat16())
     for ours, theirs in zip(grads, torch.autograd.grad(expected, exact, gradient.float()), strict=True):

@@ -39,6 +39,8 @@ def test_the_picture_of_the_module() -> None:
     assert batch.layout.shares
     assert batch.layout.until.tolist() == [6, 4, 3, 4, 6, 6]
     assert batch.layout.positions.tolist() == [0, 1, 2, 2, 1, 2]
+    assert batch.layout.rows.tolist() == [[0, 1, 2], [0, 1, 3], [0, 4, 5]]
+    assert batch.layout.places.tolist() == [0, 1, 2, 5, 7, 8]
     assert batch.layout.mask().int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -63,6 +65,8 @@ def test_without_sharing_each_sequence_is_whole() -> None:
     assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2]]
     assert batch.layout == Layout((Segment(0, 2, 2, 0), Segment(2, 5, 5, 0)))
     assert not batch.layout.shares
+    assert batch.layout.rows.tolist() == [[0, 1, 1], [2, 3, 4]]
+    assert batch.layout.places.tolist() == [0, 1, 3, 4, 5]
     assert (batch.predict_at.tolist(), batch.targets.tolist()) == ([1, 3, 4], [C, D, E])
 
 
