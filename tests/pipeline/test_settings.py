@@ -78,6 +78,18 @@ def test_gradient_checkpointing_gives_the_same_losses(shop: Workplace, usual: Ru
 # What a step holds, and how many there are.
 
 
+def test_a_step_of_so_many_tokens(shop: Workplace, rows_of_steps: list[list[Any]]) -> None:
+    run = trained(shop, "by-tokens", batch_size="auto", batch_tokens=300, steps=None, epochs=2)
+    assert len(rows_of_steps) == 8  # 990 tokens
+    assert sorted(numbers(*rows_of_steps[:4])) == sorted(numbers(*rows_of_steps[4:])) == list(range(1, 25))
+    tokens = [sum(len(row.input_ids) for row in rows) for rows in rows_of_steps]
+    assert all(abs(each - 990 / 4) < 45 for each in tokens)
+    assert [event["tokens"] for event in events(run, "step")] == tokens
+    assert (run.record() or {})["result"]["samples_per_second"] == pytest.approx(
+        48 / sum(event["seconds"] for event in events(run, "step"))
+    )
+
+
 @pytest.fixture
 def rows_of_steps() -> Any:
     """The rows that each step really trains."""

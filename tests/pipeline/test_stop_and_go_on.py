@@ -154,6 +154,19 @@ def test_ctrl_c(shop: Workplace, waiting: dict[str, subprocess.Popen[str]], whol
     assert_same(run, whole)
 
 
+def test_steps_by_tokens_go_on_where_they_were(shop: Workplace) -> None:
+    """Five steps an epoch, of 3 to 5 rows; stopped within the second epoch."""
+    settings = {"adapter": SETTINGS["adapter"], "train": {"epochs": 2, "batch_tokens": 180, "batch_size": "auto"}}
+    whole = shop.train("tokens", **settings)
+    recipe = shop.recipe("tokens-stopped", **settings)
+    with signals_in_step(7, signal.SIGTERM):
+        assert luthier("train", recipe).status == 3
+    done = luthier("train", recipe)
+    assert (done.status, done.err) == (0, "")
+    assert_same(shop.run("tokens-stopped"), whole)
+    assert (whole.record() or {})["result"]["steps"] == 10
+
+
 def test_killed(shop: Workplace, copied: RunFolder, whole: RunFolder) -> None:
     assert copied.state() == "interrupted at step 5"
     out, err = go_on(shop, copied)

@@ -20,7 +20,7 @@ def data(
     html: Annotated[Path | None, typer.Option(help="Write a page as well.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Look at data: its format, the ledger of all rows, lengths. And rows as tokens, coloured where they are trained."""
+    """Look at data: its format, the ledger of all rows, lengths. And rows as tokens, coloured where trained."""
     if json:
         console.use_json()
     from luthier.data import preview

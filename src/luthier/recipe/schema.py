@@ -86,8 +86,10 @@ class TrainSettings(Section):
     """Passes over the rows."""
     steps: Count | None = None
     """Optimizer steps instead of epochs."""
-    batch_size: Count = 16
-    """Rows in one optimizer step, on all devices together."""
+    batch_size: Auto | Count = "auto"
+    """Rows in one optimizer step, on all devices together. auto: 16, unless `batch_tokens` says it."""
+    batch_tokens: Count | None = None
+    """Tokens in one optimizer step, instead of rows: an epoch is cut into steps of nearly as many."""
     gradient_accumulation_steps: Auto | Count = "auto"
     """Micro-batches in one optimizer step. auto: as many as `micro_batch_tokens` asks for."""
     micro_batch_tokens: Auto | Count = "auto"

@@ -73,7 +73,7 @@ def _trainer(job: Job, run: RunFolder, display: Display, stop: OrderlyStop, *, r
         job.model,
         _arguments(job, run.checkpoints_dir, resumed=resumed),
         job.engine,
-        StepDataset(job.data.train, settings.batch_size, settings.seed),
+        StepDataset(job.data.train, job.steps),
         job.data.heldout_examples,
         budget=job.value("train.micro_batch_tokens"),
         parts=None if accumulation == "auto" else accumulation,

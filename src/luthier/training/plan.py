@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from luthier.choice import Choice
-from luthier.data.batches import epoch_steps, micro_batches
+from luthier.data.batches import micro_batches
 from luthier.data.render import Example
+from luthier.data.steps import Steps
 from luthier.engine.engines import Engine
 from luthier.errors import Problem, RecipeError
 from luthier.hardware.memory import available_bytes
@@ -17,14 +18,29 @@ from luthier.recipe.schema import TrainSettings
 # From here on a device gets no faster. On a CPU larger ones leave its cache: on two AVX2 cores, SmolLM2 in float32
 # computed 160, 131 tokens a second at 512, 120 to 159 at 1024 and 75 to 110 at 2048.
 MOST_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 16384}
+BATCH_SIZE = 16
 MEMORY_SHARE = 0.5  # of what is free; the rest is for the optimizer, the evaluation and the user's other programs
 
 
-def total_steps(settings: TrainSettings, num_examples: int) -> int:
+def steps_of(settings: TrainSettings, examples: Sequence[Example]) -> Steps:
+    """Which rows make each optimizer step."""
+    rows = BATCH_SIZE if settings.batch_size == "auto" else settings.batch_size
+    return Steps([len(example.input_ids) for example in examples], rows, settings.batch_tokens, settings.seed)
+
+
+def pick_batch_size(settings: TrainSettings, steps: Steps) -> Choice[float]:
+    """Rows of an optimizer step; on average, where tokens are asked for."""
+    if settings.batch_tokens is not None:
+        tokens, rows = (round(total / len(steps), 1) for total in (sum(steps.lengths), len(steps.lengths)))
+        return Choice(rows, f"on average: batch_tokens cuts an epoch into {len(steps):,} steps of {tokens:,} tokens")
+    if settings.batch_size == "auto":
+        return Choice(BATCH_SIZE, "the usual size for an adapter")
+    return Choice(settings.batch_size, "the recipe asks for it")
+
+
+def total_steps(settings: TrainSettings, steps: Steps) -> int:
     """Optimizer steps of the run."""
-    if settings.steps is not None:
-        return settings.steps
-    return math.ceil(settings.epochs * math.ceil(num_examples / settings.batch_size))
+    return settings.steps or math.ceil(settings.epochs * len(steps))
 
 
 def check_heldout(settings: TrainSettings, heldout: bool) -> None:
@@ -86,14 +102,17 @@ def bytes_per_token(model: Any, examples: Sequence[Example], *, checkpointing: b
     return float(config.num_hidden_layers * layer * width + 3 * 4 * config.vocab_size * labelled)
 
 
-def saved_tokens(engine: Engine, examples: Sequence[Example], settings: TrainSettings, budget: int) -> Choice[str]:
-    """How many tokens the layers compute for an epoch, against padded batches of `batch_size` rows in file order."""
+def saved_tokens(
+    engine: Engine, examples: Sequence[Example], settings: TrainSettings, steps: Steps, budget: int
+) -> Choice[str]:
+    """How many tokens the layers compute for an epoch, against a padded batch of all rows of each step."""
     parts = None if settings.gradient_accumulation_steps == "auto" else settings.gradient_accumulation_steps
     real = padded = computed = 0
-    for step in epoch_steps(len(examples), settings.batch_size, seed=settings.seed, epoch=0):
+    for step in steps.epoch(0):
         rows = [examples[i] for i in step]
         real += sum(len(row.input_ids) for row in rows)
         padded += len(rows) * max(len(row.input_ids) for row in rows)
         computed += sum(map(engine.cost, micro_batches(rows, engine.cost, budget=budget, parts=parts)))
-    fewer = f"{1 - computed / padded:.0%} fewer than padded batches of {settings.batch_size} rows"
+    size = f"{steps.rows} rows" if steps.tokens is None else "a whole step"
+    fewer = f"{1 - computed / padded:.0%} fewer than padded batches of {size}"
     return Choice(f"{computed:,} of {padded:,}", f"{real:,} are real tokens; the layers compute {fewer}")

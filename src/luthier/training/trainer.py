@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from luthier.data.batches import epoch_steps, micro_batches
+from luthier.data.batches import micro_batches
 from luthier.data.render import Example
+from luthier.data.steps import Steps
 from luthier.engine.engines import Engine
 from luthier.evaluation.heldout import mean_loss
 from luthier.training import checkpoint
@@ -26,18 +27,18 @@ from luthier.training import checkpoint
 class StepDataset(Dataset[list[Example]]):
     """The optimizer steps of one epoch: item i is the list of rows of step i."""
 
-    def __init__(self, examples: Sequence[Example], batch_size: int, seed: int) -> None:
-        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+    def __init__(self, examples: Sequence[Example], steps: Steps) -> None:
+        self.examples, self.steps = examples, steps
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        self.steps = epoch_steps(len(self.examples), self.batch_size, seed=self.seed, epoch=epoch)
+        self.rows = self.steps.epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getitem__(self, index: int) -> list[Example]:
-        return [self.examples[i] for i in self.steps[index]]
+        return [self.examples[i] for i in self.rows[index]]
 
 
 class _Epochs(TrainerCallback):  # type: ignore[misc]

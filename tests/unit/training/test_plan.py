@@ -10,7 +10,7 @@ from tiny import add_adapter, make_model
 from luthier.choice import Choice
 from luthier.data.conversation import Source
 from luthier.data.render import IGNORE, Example
-from luthier.engine.engines import FlatEngine, PlainEngine
+from luthier.engine.engines import Engine, FlatEngine, PlainEngine
 from luthier.recipe.schema import TrainSettings
 from luthier.training import plan
 
@@ -30,6 +30,8 @@ def example(prompt: int, answer: int, *, own: int = 0) -> Example:
 @pytest.mark.parametrize(
     ("rows", "changed", "steps"),
     [
+        (48, {"epochs": 3}, 9),
+        (48, {"epochs": 3, "batch_tokens": 100}, 15),  # 48 · 10 tokens
         (48, {"epochs": 3, "batch_size": 16}, 9),
         (49, {"epochs": 3, "batch_size": 16}, 12),
         (48, {"epochs": 0.5, "batch_size": 16}, 2),
@@ -38,7 +40,18 @@ def example(prompt: int, answer: int, *, own: int = 0) -> Example:
     ],
 )
 def test_steps(rows: int, changed: dict[str, Any], steps: int) -> None:
-    assert plan.total_steps(settings(**changed), rows) == steps
+    asked = settings(**changed)
+    assert plan.total_steps(asked, plan.steps_of(asked, [example(5, 5)] * rows)) == steps
+
+
+def test_rows_of_a_step() -> None:
+    rows = [example(10, answer) for answer in (2, 4, 6, 8, 10)]  # 80 tokens
+    for asked, chosen in (
+        (settings(), Choice(16, "the usual size for an adapter")),
+        (settings(batch_size=3), Choice(3, ASKED)),
+        (settings(batch_tokens=30), Choice(1.7, "on average: batch_tokens cuts an epoch into 3 steps of 26.7 tokens")),
+    ):
+        assert plan.pick_batch_size(asked, plan.steps_of(asked, rows)) == chosen
 
 
 @pytest.mark.parametrize(("steps", "every"), [(1, 1), (9, 1), (120, 12), (5000, 100)])
@@ -105,14 +118,22 @@ def test_tokens_of_an_epoch() -> None:
     """Four rows of 10 + 2, 4, 6 and 8 tokens, nine of them shared."""
     rows = [example(10, answer) for answer in (2, 4, 6, 8)]
     everything = settings(batch_size=4)
-    assert plan.saved_tokens(FlatEngine(), rows, everything, 10**6) == Choice(
+
+    def saved(engine: Engine, asked: TrainSettings, budget: int) -> Choice[str]:
+        return plan.saved_tokens(engine, rows, asked, plan.steps_of(asked, rows), budget)
+
+    assert saved(FlatEngine(), everything, 10**6) == Choice(
         "33 of 72", "60 are real tokens; the layers compute 54% fewer than padded batches of 4 rows"
     )
-    assert plan.saved_tokens(FlatEngine(share=False), rows, everything, 10**6) == Choice(
+    assert saved(FlatEngine(share=False), everything, 10**6) == Choice(
         "60 of 72", "60 are real tokens; the layers compute 17% fewer than padded batches of 4 rows"
     )
-    assert plan.saved_tokens(PlainEngine(), rows, everything, 10**6).value == "72 of 72"
+    assert saved(PlainEngine(), everything, 10**6).value == "72 of 72"
     in_two = settings(batch_size=4, gradient_accumulation_steps=2)
-    assert plan.saved_tokens(PlainEngine(), rows, in_two, 10**6).value == "64 of 72"  # 2 · 14 + 2 · 18
-    assert plan.saved_tokens(FlatEngine(), rows, in_two, 10**6).value == "42 of 72"  # 9 + 1+2 + 1+4, 9 + 1+6 + 1+8
-    assert plan.saved_tokens(FlatEngine(), rows, everything, 17).value == "51 of 72"  # 9 + 3 + 5, 9 + 7, 9 + 9
+    assert saved(PlainEngine(), in_two, 10**6).value == "64 of 72"  # 2 · 14 + 2 · 18
+    assert saved(FlatEngine(), in_two, 10**6).value == "42 of 72"  # 9 + 1+2 + 1+4, 9 + 1+6 + 1+8
+    assert saved(FlatEngine(), everything, 17).value == "51 of 72"  # 9 + 3 + 5, 9 + 7, 9 + 9
+    by_tokens = settings(batch_tokens=100)
+    assert saved(PlainEngine(), by_tokens, 10**6) == Choice(
+        "72 of 72", "60 are real tokens; the layers compute 0% fewer than padded batches of a whole step"
+    )
