@@ -71,8 +71,15 @@ def test_gradient_checkpointing_gives_the_same_losses(shop: Workplace, usual: Ru
     with mock.patch("transformers.modeling_utils.checkpoint", wraps=checkpoint) as recomputed:
         run = trained(shop, "checkpointing", gradient_checkpointing=True)
     assert losses(run) == close_to(losses(usual))
-    assert run.read_resolved()["train.gradient_checkpointing"].value is True
+    assert run.read_resolved()["train.gradient_checkpointing"].value == 2
     assert recomputed.call_count == 3 * 2  # steps × layers
+
+
+def test_one_layer_recomputed_gives_the_same_losses(shop: Workplace, usual: RunFolder) -> None:
+    with mock.patch("transformers.modeling_utils.checkpoint", wraps=checkpoint) as recomputed:
+        run = trained(shop, "one-layer", gradient_checkpointing=1)
+    assert losses(run) == close_to(losses(usual))
+    assert recomputed.call_count == 3
 
 
 # What a step holds, and how many there are.

@@ -116,8 +116,10 @@ class TrainSettings(Section):
     """Stop after so many evaluations without a better held-out loss."""
     load_best: bool = False
     """Keep the checkpoint with the lowest held-out loss as the result, not the last one."""
-    gradient_checkpointing: Auto | bool = "auto"
-    """Recompute activations in the backward pass: less memory, a third more time. auto: off."""
+    gradient_checkpointing: Auto | bool | Count = "auto"
+    """Recompute layers in the backward pass: less memory, a third more time if all. auto: as few as memory demands."""
+    offload_activations: bool = False
+    """GPU: what layers keep for the backward pass waits in the host's memory. Slower; where nothing else fits."""
     engine: Auto | Literal["flat", "plain"] = "auto"
     """`flat`: no padding, shared prefixes computed once. `plain`: padded batches of stock transformers."""
     seed: int = 42

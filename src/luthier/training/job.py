@@ -20,7 +20,7 @@ from luthier.hardware.environment import prepare_torch
 from luthier.hub.fetch import LocalModel, fetch_data, fetch_model
 from luthier.model import adapters, load
 from luthier.recipe.schema import ModelSettings, Recipe
-from luthier.training import plan, track
+from luthier.training import activations, plan, track
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,15 @@ def prepare_job(recipe: Recipe) -> Job:
     steps = plan.steps_of(recipe.train, data.train)
     choices["train.batch_size"] = plan.pick_batch_size(recipe.train, steps)
     total = plan.total_steps(recipe.train, steps)
-    budget = plan.pick_micro_batch(recipe.train, model, data.train, choices["model.device"].value)
+    device = choices["model.device"].value
+    plan.check_offloading(recipe.train, device)
+    found = activations.measure(model, engine.value, data.train)
+    layers = choices["train.gradient_checkpointing"] = plan.pick_checkpointing(recipe.train, found, steps, device)
+    activations.recompute(model, layers.value)
+    budget = plan.pick_micro_batch(recipe.train, found, layers.value, device)
     choices["train.micro_batch_tokens"] = budget
     choices["train.eval_steps"] = plan.pick_eval_steps(recipe.train, total)
     choices["train.save_steps"] = plan.pick_save_steps(recipe.train, total, choices["train.eval_steps"].value)
-    choices["train.gradient_checkpointing"] = plan.pick_checkpointing(recipe.train)
     choices["tokens of an epoch"] = plan.saved_tokens(engine.value, data.train, recipe.train, steps, budget.value)
     return Job(recipe, base, renderer, data, model, engine.value, steps, choices)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from luthier.choice import Choice
 from luthier.data.batches import micro_batches
@@ -14,11 +13,14 @@ from luthier.engine.engines import Engine
 from luthier.errors import Problem, RecipeError
 from luthier.hardware.memory import available_bytes
 from luthier.recipe.schema import TrainSettings
+from luthier.training.activations import Activations
 
 # From here on a device gets no faster. On a CPU larger ones leave its cache: on two AVX2 cores, SmolLM2 in float32
 # computed 160, 131 tokens a second at 512, 120 to 159 at 1024 and 75 to 110 at 2048.
 MOST_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 16384}
 BATCH_SIZE = 16
+ASKED = "the recipe asks for it"
+USEFUL_TOKENS = {"cpu": 128, "mps": 512, "cuda": 2048}  # below, a micro-batch costs more than recomputing layers does
 MEMORY_SHARE = 0.5  # of what is free; the rest is for the optimizer, the evaluation and the user's other programs
 
 
@@ -35,7 +37,7 @@ def pick_batch_size(settings: TrainSettings, steps: Steps) -> Choice[float]:
         return Choice(rows, f"on average: batch_tokens cuts an epoch into {len(steps):,} steps of {tokens:,} tokens")
     if settings.batch_size == "auto":
         return Choice(BATCH_SIZE, "the usual size for an adapter")
-    return Choice(settings.batch_size, "the recipe asks for it")
+    return Choice(settings.batch_size, ASKED)
 
 
 def total_steps(settings: TrainSettings, steps: Steps) -> int:
@@ -51,15 +53,55 @@ def check_heldout(settings: TrainSettings, heldout: bool) -> None:
         raise RecipeError(*(Problem(f"train.{name}", what, fix) for name in needing))
 
 
-def pick_checkpointing(settings: TrainSettings) -> Choice[bool]:
-    if settings.gradient_checkpointing != "auto":
-        return Choice(settings.gradient_checkpointing, "the recipe asks for it")
-    return Choice(False, "it costs a third of the time; smaller micro-batches save memory for less")
+def pick_checkpointing(settings: TrainSettings, found: Activations, steps: Steps, device: str) -> Choice[int]:
+    """How many layers to recompute: as few as let the longest row and a micro-batch of useful size fit.
+
+    Raises RecipeError for layers that the model does not have.
+    """
+    asked = settings.gradient_checkpointing
+    if asked is True and found.layers == 0:
+        raise _cannot_checkpoint("the model's code cannot recompute its layers")
+    if asked is not True and asked is not False and asked != "auto" and asked > found.layers:
+        raise _cannot_checkpoint(f"the model has {found.layers} layers that can be recomputed, not {asked}")
+    if asked != "auto":
+        return Choice(found.layers if asked is True else int(asked), ASKED)
+    tokens, free = _needed_tokens(settings, steps, device), _free_bytes(settings, device)
+    count = found.layers_to_recompute(tokens, MEMORY_SHARE * free)
+    taken, less = (f"{tokens * found.bytes_per_token(layers) / 1e9:.1f}" for layers in (0, count))
+    needs = f"{tokens:,} tokens at once take about {taken} of {free / 1e9:.1f} GB free"
+    if count == 0:
+        return Choice(0, f"recomputing costs a third of the time, and {needs}")
+    return Choice(count, f"{needs}; {less} if {count} of {found.layers} layers are recomputed")
+
+
+def _cannot_checkpoint(what: str) -> RecipeError:
+    return RecipeError(Problem("train.gradient_checkpointing", what, "leave it at auto, or lower it"))
+
+
+def check_offloading(settings: TrainSettings, device: str) -> None:
+    """Raises RecipeError where there is no other memory to go to."""
+    if settings.offload_activations and device != "cuda":
+        what = f"moves activations from the GPU's memory to the host's, and this run computes on {device}"
+        raise RecipeError(Problem("train.offload_activations", what, "leave it out"))
+
+
+def _needed_tokens(settings: TrainSettings, steps: Steps, device: str) -> int:
+    """Tokens that must fit at once: the longest row, and the micro-batch asked for or the smallest useful one."""
+    longest = max(steps.lengths)
+    if settings.gradient_accumulation_steps != "auto":
+        rows = math.ceil(max(map(len, steps.epoch(0))) / settings.gradient_accumulation_steps)
+        return sum(sorted(steps.lengths)[-rows:])
+    asked = settings.micro_batch_tokens
+    return max(longest, min(sum(steps.lengths), USEFUL_TOKENS[device] if asked == "auto" else asked))
+
+
+def _free_bytes(settings: TrainSettings, device: str) -> int:
+    return available_bytes("cpu" if settings.offload_activations else device)
 
 
 def pick_save_steps(settings: TrainSettings, steps: int, eval_steps: int) -> Choice[int]:
     if settings.save_steps != "auto":
-        return Choice(settings.save_steps, "the recipe asks for it")
+        return Choice(settings.save_steps, ASKED)
     if settings.load_best:
         return Choice(eval_steps, "load_best needs a checkpoint at every evaluation")
     return Choice(max(1, min(100, steps // 10)), "ten checkpoints in a run, and at most 100 steps lost")
@@ -67,39 +109,24 @@ def pick_save_steps(settings: TrainSettings, steps: int, eval_steps: int) -> Cho
 
 def pick_eval_steps(settings: TrainSettings, steps: int) -> Choice[int]:
     if settings.eval_steps != "auto":
-        return Choice(settings.eval_steps, "the recipe asks for it")
+        return Choice(settings.eval_steps, ASKED)
     if settings.load_best and settings.save_steps != "auto":
         return Choice(settings.save_steps, "load_best needs the loss of each checkpoint")
     return Choice(max(1, math.ceil(steps / 5)), "five evaluations in a run, besides the one before it")
 
 
-def pick_micro_batch(settings: TrainSettings, model: Any, examples: Sequence[Example], device: str) -> Choice[int]:
+def pick_micro_batch(settings: TrainSettings, found: Activations, recomputed: int, device: str) -> Choice[int]:
     """Tokens of a micro-batch: as many as the device can use and memory can hold."""
     if settings.micro_batch_tokens != "auto":
-        return Choice(settings.micro_batch_tokens, "the recipe asks for it")
-    each = bytes_per_token(model, examples, checkpointing=settings.gradient_checkpointing is True)
-    free = available_bytes(device)
+        return Choice(settings.micro_batch_tokens, ASKED)
+    each = found.bytes_per_token(recomputed)
+    free = _free_bytes(settings, device)
     fitting = max(1, int(MEMORY_SHARE * free / each))
     if fitting < MOST_TOKENS[device]:
         return Choice(fitting, f"half of the {free / 1e9:.1f} GB free, at about {each / 1e6:.1f} MB a token")
     return Choice(
         MOST_TOKENS[device], f"more is no faster on {device}; about {each * MOST_TOKENS[device] / 1e9:.1f} GB"
     )
-
-
-def bytes_per_token(model: Any, examples: Sequence[Example], *, checkpointing: bool) -> float:
-    """Rough memory a token takes between forward and backward: activations of each layer, and logits in float32.
-
-    A LoRA layer keeps its input for each linear group and the MLP its three wide products, some 16 H + 5 I values a
-    layer of a Llama-shaped model. Measured on SmolLM2-135M in float32: 1.9 MB a token without logits.
-    """
-    config = model.config.get_text_config()
-    width = 4 if str(model.dtype) == "torch.float32" else 2
-    hidden = config.hidden_size
-    wide = getattr(config, "intermediate_size", None) or 4 * hidden
-    layer = hidden if checkpointing else 16 * hidden + 5 * wide
-    labelled = sum(e.num_labels for e in examples) / sum(len(e.input_ids) for e in examples)
-    return float(config.num_hidden_layers * layer * width + 3 * 4 * config.vocab_size * labelled)
 
 
 def saved_tokens(

@@ -8,6 +8,7 @@ distribution stay the Trainer's.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from luthier.data.steps import Steps
 from luthier.engine.engines import Engine
 from luthier.evaluation.heldout import mean_loss
 from luthier.training import checkpoint
+from luthier.training.activations import offloaded
 
 
 class StepDataset(Dataset[list[Example]]):
@@ -58,6 +60,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         budget: tokens of a micro-batch.
         parts: micro-batches of a step instead of a budget (`gradient_accumulation_steps`).
         heldout: rows whose loss `evaluate()` gives.
+        offload: whether activations wait in the host's memory between forward and backward.
         checkpoints_kept: how many stay; an old one is deleted only when the newest is sealed.
     """
 
@@ -74,6 +77,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         budget: int,
         parts: int | None = None,
         checkpoints_kept: int | None = None,
+        offload: bool = False,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         # The Trainer refuses to evaluate without a data set; `evaluate` below reads the rows themselves.
@@ -83,6 +87,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)  # Luthier's own display shows the same figures
         self.engine, self.heldout, self.budget, self.parts = engine, heldout, budget, parts
         self.checkpoints_kept = checkpoints_kept
+        self.keeping = functools.partial(offloaded, model) if offload else contextlib.nullcontext
         self.trained_tokens = self.computed_tokens = 0
 
     def get_train_dataloader(self) -> DataLoader[list[Example]]:
@@ -106,7 +111,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         for batch in batches:
             exchange = contextlib.nullcontext() if batch is batches[-1] else self.accelerator.no_sync(model)
             with exchange:
-                with self.compute_loss_context_manager():
+                with self.compute_loss_context_manager(), self.keeping():
                     loss = self.engine.loss_sum(model, batch) * weight
                 self.accelerator.backward(loss)
             total += loss.detach()
