@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 from unittest import mock
@@ -80,6 +81,27 @@ def test_one_layer_recomputed_gives_the_same_losses(shop: Workplace, usual: RunF
         run = trained(shop, "one-layer", gradient_checkpointing=1)
     assert losses(run) == close_to(losses(usual))
     assert recomputed.call_count == 3
+
+
+def test_a_step_waits_for_nothing(shop: Workplace) -> None:
+    """A number is read from the device where one is logged, not in each step; the optimizer is the fused one."""
+    optimizers: list[Any] = []
+    read: list[str] = []
+    create, item = LuthierTrainer.create_optimizer, torch.Tensor.item
+
+    def counted(tensor: torch.Tensor) -> Any:
+        read.append(inspect.stack()[1].function)
+        return item(tensor)
+
+    def seen(self: LuthierTrainer, *arguments: Any) -> Any:
+        optimizers.append(create(self, *arguments))
+        return optimizers[-1]
+
+    with mock.patch.object(torch.Tensor, "item", counted), mock.patch.object(LuthierTrainer, "create_optimizer", seen):
+        trained(shop, "unread", logging_steps=3)
+    in_training = [name for name in read if name in ("_maybe_log_save_evaluate", "training_step", "step", "_run_epoch")]
+    assert in_training == ["_maybe_log_save_evaluate"] * 2  # loss and norm of three steps
+    assert optimizers[0].defaults["fused"] is True
 
 
 # What a step holds, and how many there are.

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.amp import GradScaler
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
@@ -85,6 +86,8 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
             model, args, train_dataset=steps, eval_dataset=heldout or None, callbacks=[_Epochs(steps), *callbacks]
         )
         self.remove_callback(PrinterCallback)  # Luthier's own display shows the same figures
+        if args.fp16 and self.accelerator.scaler is None:  # accelerate scales the loss on GPUs alone
+            self.accelerator.scaler, self.accelerator.native_amp = GradScaler(args.device.type), True
         self.engine, self.heldout, self.budget, self.parts = engine, heldout, budget, parts
         self.checkpoints_kept = checkpoints_kept
         self.keeping = functools.partial(offloaded, model) if offload else contextlib.nullcontext
