@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from luthier.data.render import Example
 from luthier.engine.engines import Engine
 
-MEASURED_TOKENS = 64
+MEASURED_TOKENS = 32
 SMALLEST_OFFLOADED = 1 << 20  # bytes; the copy of a smaller tensor costs more than its memory is worth
 
 
