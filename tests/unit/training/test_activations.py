@@ -83,8 +83,7 @@ def test_what_is_measured_is_what_a_batch_keeps(engine: Engine) -> None:
     model = tuned()
     set_attention(model, engine)
     row = Example(list(range(10, 106)), list(range(10, 106)), Source("rows.json", 1))
-    with mock.patch.object(activations, "MEASURED_TOKENS", 32):
-        found = activations.measure(model, engine, [row])
+    found = activations.measure(model, engine, [row])
     assert (found.layers, found.recomputed, found.outside) == (4, 4 * 64, 3 * 4 * 400 * 95 / 96)
     whole = activations._kept_bytes(model, activations.decoder_layers(model), engine, row)
     assert 4 * found.kept * 96 == pytest.approx(whole, rel=0.1)
