@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from luthier.choice import Choice
-from luthier.hardware.environment import AOTRITON, importing, prepare_torch
+from luthier.hardware.environment import AOTRITON, prepare_torch
 from luthier.hardware.parse import Gpu
 
 ROCM = "2.13.0+rocm10.0.0"
