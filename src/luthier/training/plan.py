@@ -21,7 +21,7 @@ MOST_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 16384}
 BATCH_SIZE = 16
 ASKED = "the recipe asks for it"
 # Below, a smaller micro-batch costs more than recomputing every layer. On two AVX2 cores, SmolLM2 in float32 computed
-# 115 tokens a second at 512, 118 at 256, 96 at 128, 65 at 64, and 87 at 512 with every layer recomputed. No GPU measured.
+# 115 tokens a second at 512, 118 at 256, 96 at 128, 65 at 64, and 87 at 512 with every layer recomputed. GPUs: a guess.
 USEFUL_TOKENS = {"cpu": 128, "mps": 512, "cuda": 2048}
 MEMORY_SHARE = 0.5  # of what is free; the rest is for the optimizer, the evaluation and the user's other programs
 
