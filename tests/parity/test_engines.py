@@ -14,14 +14,15 @@ from tiny import add_adapter, make_model
 
 from luthier.data.conversation import Source
 from luthier.data.render import IGNORE, Example
-<<<<<<< HEAD
-from luthier.engine import attention, engines
-from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install
-=======
 from luthier.engine import block_attention, engines
 from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install
->>>>>>> attention
 from luthier.engine.layout import FlatBatch, Layout, Segment, flatten
+=======
+from luthier.engine.engines import Engine, FlatEngine, PlainEngine, set_attention
+from luthier.engine.layout import FlatBatch, Layout, flatten, shared_prefix
+from luthier.recipe.schema import TrainSettings
+from luthier.training.plan import steps_of
+>>>>>>> speed
 from luthier.training.trainer import LuthierTrainer, StepDataset
 
 FAMILIES = [
@@ -217,8 +218,8 @@ def test_a_step_does_not_depend_on_its_micro_batches(engine: Engine, tmp_path: P
     labels = sum(row.num_labels for row in rows)
     arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
     for budget, parts in ((10**6, None), (10**6, 2), (10**6, 8), (60, None), (1, None)):
-        install(model, engine)
-        steps = StepDataset(rows, 8, seed=0)
+        set_attention(model, engine)
+        steps = StepDataset(rows, steps_of(TrainSettings(batch_size=8), rows))
         trainer = LuthierTrainer(model, arguments, engine, steps, [], budget=budget, parts=parts)
         model.zero_grad()
         loss = trainer.training_step(model, rows)

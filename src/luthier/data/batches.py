@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import random
 from collections.abc import Sequence
 from typing import Protocol
@@ -42,12 +41,6 @@ def epoch_steps(num_examples: int, batch_size: int, *, seed: int, epoch: int) ->
     order = list(range(num_examples))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return [order[start : start + batch_size] for start in range(0, num_examples, batch_size)]
-
-
-def rows_in(steps: int, num_examples: int, batch_size: int) -> int:
-    """Rows that so many steps train, each epoch's last step holding what is left."""
-    epochs, rest = divmod(steps, math.ceil(num_examples / batch_size))
-    return epochs * num_examples + rest * batch_size
 
 
 def micro_batches(

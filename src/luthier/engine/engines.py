@@ -19,6 +19,11 @@ from luthier.engine.layout import Tree, flatten, in_order
 class Engine(Protocol):
     name: str
 
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether the logits of a micro-batch live until its backward."""
+        ...
+
     def prepare(self, model: Any) -> None:
         """Changes a stock model instance, adapter included, so that `loss_sum` may be asked. Called by `install`."""
         ...
@@ -51,6 +56,10 @@ class FlatEngine:
     """
 
     name = "flat"
+
+    @property
+    def keeps_logits(self) -> bool:
+        return not self.fused_loss
 
     def __init__(self, *, share: bool = True) -> None:
         self.share = share
@@ -87,6 +96,7 @@ class PlainEngine:
     """Stock transformers and PEFT: rows padded to the longest, a mask, logits everywhere. The reference."""
 
     name = "plain"
+    keeps_logits = True
 
     def prepare(self, model: Any) -> None:
         """Nothing: it is what the model's classes say."""

@@ -93,6 +93,8 @@ def trainer(tmp_path: Path) -> Any:
     """Four steps, a checkpoint after each, one kept."""
     from transformers import TrainingArguments
 
+    from luthier.recipe.schema import TrainSettings
+    from luthier.training.plan import steps_of
     from luthier.training.trainer import LuthierTrainer, StepDataset
 
     model, engine = add_adapter(make_model("llama")), FlatEngine()
@@ -101,7 +103,7 @@ def trainer(tmp_path: Path) -> Any:
     arguments = TrainingArguments(
         str(tmp_path / "checkpoints"), max_steps=4, save_steps=1, use_cpu=True, report_to="none", disable_tqdm=True
     )
-    steps = StepDataset(rows, 2, seed=0)
+    steps = StepDataset(rows, steps_of(TrainSettings(batch_size=2), rows))
     return LuthierTrainer(model, arguments, engine, steps, [], budget=100, checkpoints_kept=1)
 
 
