@@ -17,12 +17,8 @@ from luthier.data.render import IGNORE, Example
 from luthier.engine import block_attention, engines
 from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install
 from luthier.engine.layout import FlatBatch, Layout, Segment, flatten
-=======
-from luthier.engine.engines import Engine, FlatEngine, PlainEngine, set_attention
-from luthier.engine.layout import FlatBatch, Layout, flatten, shared_prefix
 from luthier.recipe.schema import TrainSettings
 from luthier.training.plan import steps_of
->>>>>>> speed
 from luthier.training.trainer import LuthierTrainer, StepDataset
 
 FAMILIES = [
@@ -31,6 +27,8 @@ FAMILIES = [
 ]
 SLIDING = ["gemma2", "gemma3", "mistral"]  # windows of 8 tokens: every sequence here is longer
 BOUND = 1e-5
+# Plain float32 is itself 1.5e-5 from float64 in this random model; in the other families below 4e-6.
+ROUNDING = {"qwen3_5": 5e-5}
 WRONG = 1e-3
 
 
@@ -116,7 +114,7 @@ def test_flat_is_plain(family: str, batch: str, share: bool) -> None:
     assert flatten(examples).layout.num_tokens == computed
     loss_error, gradient_error = errors(model_of(family), FlatEngine(share=share), examples)
     assert loss_error < BOUND
-    assert gradient_error < BOUND
+    assert gradient_error < ROUNDING.get(family, BOUND)
 
 
 def test_every_linear_layer_of_every_family_takes_part() -> None:
@@ -218,7 +216,7 @@ def test_a_step_does_not_depend_on_its_micro_batches(engine: Engine, tmp_path: P
     labels = sum(row.num_labels for row in rows)
     arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
     for budget, parts in ((10**6, None), (10**6, 2), (10**6, 8), (60, None), (1, None)):
-        set_attention(model, engine)
+        install(model, engine)
         steps = StepDataset(rows, steps_of(TrainSettings(batch_size=8), rows))
         trainer = LuthierTrainer(model, arguments, engine, steps, [], budget=budget, parts=parts)
         model.zero_grad()

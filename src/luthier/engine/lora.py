@@ -164,19 +164,19 @@ class _LoraLinears(torch.autograd.Function):
         ranks = [len(a) for a in down]
         needs_x, needs_dropped = ctx.needs_input_grad[:2]
         dx: Tensor | None = None
-        u = torch.zeros_like(t)
+        parts: list[Tensor] = []
         d_up: list[Tensor | None] = []
-        for layer, b, t_i, u_i, g in zip(
-            ctx.frozen, up, torch.split(t.T.contiguous(), ranks), torch.split(u, ranks, dim=1), gradients, strict=True
-        ):
+        for layer, b, t_i, g in zip(ctx.frozen, up, torch.split(t.T.contiguous(), ranks), gradients, strict=True):
             if g is None:  # nothing used this output
+                parts.append(t.new_zeros(len(rows), len(t_i)))
                 d_up.append(None)
                 continue
             g = _rows(g)
-            u_i.copy_(g @ _scaled(b, layer, g.dtype).T)
+            parts.append(g @ _scaled(b, layer, g.dtype).T)
             d_up.append((t_i @ g).T.to(b.dtype) * layer.scale)
             if needs_x:
                 dx = g @ layer.weight if dx is None else dx.addmm_(g, layer.weight)
+        u = torch.cat(parts, dim=1)
         a = torch.cat(down).to(u.dtype)
         d_down = torch.split((u.T.contiguous() @ rows).to(down[0].dtype), ranks)
         d_dropped = (u @ a).view_as(inputs) if needs_dropped else None

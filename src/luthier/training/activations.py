@@ -32,7 +32,7 @@ class Activations:
     recomputed: float
     """By one layer that is: its input."""
     outside: float
-    """By everything outside the layers: logits in float32, their softmax and its gradient, where an engine keeps them."""
+    """By what lies outside the layers: logits in float32, their softmax and its gradient, if the engine keeps them."""
 
     def bytes_per_token(self, recomputed: int) -> float:
         """With so many layers recomputed."""
