@@ -17,6 +17,7 @@ from luthier.data.render import IGNORE, Example
 from luthier.engine import attention, engines
 from luthier.engine.engines import Engine, FlatEngine, PlainEngine, set_attention
 from luthier.engine.layout import FlatBatch, Layout, flatten, shared_prefix
+from luthier.training.cut import Cut
 from luthier.training.trainer import LuthierTrainer, StepDataset
 
 FAMILIES = ["llama", "llama-tied", "llama-all-heads", "qwen2", "qwen3", "gemma3", "mistral", "phi3", "gpt2"]
@@ -182,7 +183,7 @@ def test_a_step_does_not_depend_on_its_micro_batches(engine: Engine, tmp_path: P
     for budget, parts in ((10**6, None), (10**6, 2), (10**6, 8), (60, None), (1, None)):
         set_attention(model, engine)
         steps = StepDataset(rows, 8, seed=0)
-        trainer = LuthierTrainer(model, arguments, engine, steps, [], budget=budget, parts=parts)
+        trainer = LuthierTrainer(model, arguments, engine, steps, [], cut=Cut(budget, parts))
         model.zero_grad()
         loss = trainer.training_step(model, rows)
         assert loss.item() == pytest.approx(plain_loss / labels, rel=1e-6)
