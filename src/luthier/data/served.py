@@ -43,8 +43,9 @@ def check(renderer: Renderer, rows: Sequence[tuple[Conversation, list[Example]]]
 def _answers(example: Example, prompt: list[int]) -> bool:
     """Whether this sequence begins with the prompt, and is trained from there on."""
     at = len(prompt)
-    trained = example.labels[at : at + 1] != [IGNORE] and example.labels[at - 1] == IGNORE
-    return len(example.labels) > at and example.input_ids[:at] == prompt and trained
+    if len(example.labels) <= at or example.input_ids[:at] != prompt:
+        return False
+    return example.labels[at - 1] == IGNORE and example.labels[at] != IGNORE
 
 
 _FIX = "delete the folder `tokens` in Luthier's cache and try again; if that does not help, it is a mistake of Luthier"
