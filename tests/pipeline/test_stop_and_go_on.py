@@ -139,10 +139,10 @@ def test_ctrl_c(shop: Workplace, waiting: dict[str, subprocess.Popen[str]], whol
     done = finished(process)
     assert (done.status, done.err) == (
         3,
-        f"✗ {run.path}: stopped by Ctrl-C at step 5 of 9, and saved\n  → the same command goes on from there\n",
+        f"✗ {run.path}: stopped by Ctrl-C at step 4 of 9, and saved\n  → the same command goes on from there\n",
     )
-    assert run.state() == "stopped at step 5"
-    assert sorted(path.name for path in run.checkpoints_dir.iterdir()) == ["checkpoint-4", "checkpoint-5"]
+    assert run.state() == "stopped at step 4"
+    assert sorted(path.name for path in run.checkpoints_dir.iterdir()) == ["checkpoint-2", "checkpoint-4"]
     assert {path.name for path in run.path.iterdir()} == {
         "checkpoints",
         "events.jsonl",
@@ -154,7 +154,7 @@ def test_ctrl_c(shop: Workplace, waiting: dict[str, subprocess.Popen[str]], whol
 
     out, err = go_on(shop, run)
     assert err == ""
-    assert "\nGoing on from checkpoint-5\ngoing on from step 5 of 9\nstep 6/9 " in out
+    assert "\nGoing on from checkpoint-4\ngoing on from step 4 of 9\nstep 5/9 " in out
     assert_same(run, whole)
 
 

@@ -10,6 +10,7 @@ from luthier.errors import Problem, RunError, Stopped, Terminated, all_of
 from luthier.recipe.load import load_recipe, parse_recipe
 from luthier.recipe.schema import Recipe
 from luthier.report.record import RunFolder, refuse_secrets
+from luthier.training.failures import in_words
 
 
 def train(recipe: Recipe | dict[str, Any] | str | Path, *, fresh: bool = False) -> RunFolder:
@@ -26,7 +27,7 @@ def train(recipe: Recipe | dict[str, Any] | str | Path, *, fresh: bool = False) 
     run = RunFolder(recipe.output)
     all_of(partial(refuse_secrets, recipe), run.create)
     try:
-        with run.lock():
+        with in_words(run), run.lock():
             _train(run, recipe, going_on=goes_on(run, recipe, fresh=fresh))
     except (KeyboardInterrupt, Terminated) as stop:  # before the first step, after the last, or the second in between
         fix = "the same command goes on from the last checkpoint, if there is one"
@@ -37,21 +38,19 @@ def train(recipe: Recipe | dict[str, Any] | str | Path, *, fresh: bool = False) 
 def _train(run: RunFolder, recipe: Recipe, *, going_on: bool) -> None:
     # Heavy libraries are loaded from here on: a wrong recipe is refused at once.
     from luthier.training import room
-    from luthier.training.failures import in_words
     from luthier.training.finish import finish
     from luthier.training.fit import fit
     from luthier.training.job import prepare_job
 
-    with in_words(run):
-        job = prepare_job(recipe, run.read_resolved() if going_on else {})
-        room.check(run, job.room)
-        if going_on:
-            run.check_files(job.data.fingerprint)
-        else:
-            run.clear()  # only now that the new run can begin
-        run.write_recipe(recipe)
-        fit(job, run)
-        finish(job, run)
+    job = prepare_job(recipe, run.read_resolved() if going_on else {})
+    room.check(run, job.room)
+    if going_on:
+        run.check_files(job.data.fingerprint)
+    else:
+        run.clear()  # only now that the new run can begin
+    run.write_recipe(recipe)
+    fit(job, run)
+    finish(job, run)
 
 
 def goes_on(run: RunFolder, recipe: Recipe, *, fresh: bool) -> bool:

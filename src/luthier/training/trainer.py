@@ -95,7 +95,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
             model, args, train_dataset=steps, eval_dataset=heldout or None, callbacks=[_Epochs(steps), *callbacks]
         )
         self.remove_callback(PrinterCallback)  # Luthier's own display shows the same figures
-        self.add_callback(_Rehearsal(self))
+        self.add_callback(_Beside(self))
         self.engine, self.heldout, self.cut = engine, heldout, cut
         self.checkpoints_kept, self.guard, self.stop_asked = checkpoints_kept, guard or Guard(), stop_asked
         self.trained_tokens = self.computed_tokens = 0
@@ -219,14 +219,24 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """One epoch; none of it after the last step, where the Trainer of 5.23 would do one more on going on."""
-        self._make_up_evaluation()
-        if self.state.global_step < self.state.max_steps and not self._patience_is_over():
+        stopped = self.control.should_training_stop or self._patience_is_over()
+        if self.state.global_step < self.state.max_steps and not stopped:
             super()._run_epoch(*args, **kwargs)
 
-    def _make_up_evaluation(self) -> None:
-        """The evaluation of the step that was resumed from, where a stop had cut it short."""
+    def begin(self) -> None:
+        """Before the first step of this session."""
         step = self.state.global_step
-        due = step > 0 and (step % self.state.eval_steps == 0 or step >= self.state.max_steps)
+        if step > 0:
+            self._load_rng_state(str(checkpoint.folder_of(self.args.output_dir, step)))
+        self.step_ended()
+        if step < self.state.max_steps:
+            self.rehearse()
+        if step > 0:
+            self._make_up_evaluation(step)
+
+    def _make_up_evaluation(self, step: int) -> None:
+        """The evaluation of the step that was resumed from, where a stop had cut it short."""
+        due = step % self.state.eval_steps == 0 or step >= self.state.max_steps
         done = any("eval_loss" in entry and entry["step"] == step for entry in self.state.log_history)
         if self.args.eval_strategy == "steps" and due and not done:
             self.control.should_evaluate, self.control.should_save = True, self._saves_at(step)
@@ -239,7 +249,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
             for callback in self.callback_handler.callbacks
             if isinstance(callback, EarlyStoppingCallback)
         )
-        self.control.should_training_stop |= over
+        self.control.should_training_stop |= over  # or the Trainer would go on with the next epoch
         return over
 
     def _saves_at(self, step: int) -> bool:
@@ -258,6 +268,12 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         if step > 0 and not checkpoint.folder_of(self.args.output_dir, step).exists():
             self.control.should_evaluate, self.control.should_log, self.control.should_save = False, True, True
             self._log_and_save()
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self._globalstep_last_logged == self.state.global_step:
+            self._tr_loss.zero_()  # the Trainer subtracts the sum from itself, which leaves a NaN a NaN for ever
 
     def _log_and_save(self) -> None:
         self._maybe_log_save_evaluate(
@@ -318,8 +334,8 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
             torch.mps.set_rng_state(torch.load(file, weights_only=True))
 
 
-class _Rehearsal(TrainerCallback):  # type: ignore[misc]
-    """Beside the loop: the rehearsal before it, and the random state after each of its steps."""
+class _Beside(TrainerCallback):  # type: ignore[misc]
+    """What the trainer does before its first step and after each."""
 
     def __init__(self, trainer: LuthierTrainer) -> None:
         self.trainer = trainer
@@ -328,9 +344,7 @@ class _Rehearsal(TrainerCallback):  # type: ignore[misc]
         if state.best_global_step:  # by its step: the run's folder may have been moved
             best = checkpoint.folder_of(args.output_dir, state.best_global_step)
             state.best_model_checkpoint = str(best) if best.exists() else None
-        self.trainer.step_ended()
-        if state.global_step < state.max_steps:
-            self.trainer.rehearse()
+        self.trainer.begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.step_ended()
