@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -64,25 +65,26 @@ def write_recipe(folder: Path, name: str, settings: dict[str, Any]) -> Path:
     return recipe
 
 
-def run_to_the_end(recipe: Path, begin: Callable[[Path], Process] = start) -> float:
-    """Seconds that it took."""
-    began, process = time.monotonic(), begin(recipe)
+def run_to_the_end(recipe: Path, begin: Callable[[Path], Process] = start) -> None:
+    process = begin(recipe)
     while process.poll() is None:
         time.sleep(0.02)
     if process.poll() != 0:
         raise SystemExit(f"{recipe}: exit status {process.poll()}; see {recipe.with_suffix('.log')}")
-    return time.monotonic() - began
 
 
 def kill_until_it_ends(
-    recipe: Path, kills: int, draw: random.Random, seconds: float, begin: Callable[[Path], Process] = start
+    recipe: Path, kills: int, draw: random.Random, step_seconds: float, begin: Callable[[Path], Process] = start
 ) -> list[str]:
-    """Kills a run so many times, then lets it end. `seconds`: how long a run takes that is not killed."""
+    """Kills a run so many times, then lets it end. `step_seconds`: how long a step takes."""
     run, moments = Path(yaml.safe_load(recipe.read_text(encoding="utf-8"))["output"]), []
     while len(moments) < kills and not (run / "run.json").exists():
+        # After the training there is nothing left to kill but its end: that comes last.
+        last = len(moments) == kills - 1
+        kinds = [kind for kind in MOMENTS if last or kind != "finish"]
+        kind = draw.choices(kinds, [MOMENTS[kind] for kind in kinds])[0]
         process = begin(recipe)
-        kind = draw.choices(list(MOMENTS), list(MOMENTS.values()))[0]
-        if _wait_for(kind, run, draw, seconds, process):
+        if _wait_for(kind, run, draw, step_seconds, process):
             process.kill()
             _wait_for_end(process)
             moments.append(f"{kind}: {_state(run)}")
@@ -93,25 +95,22 @@ def kill_until_it_ends(
     return moments
 
 
-def _wait_for(kind: str, run: Path, draw: random.Random, seconds: float, process: Process) -> bool:
-    """Until the moment has come; False where the process ended before it."""
-    sessions, saved = _count(run, "start"), _count(run, "save")
-    later = draw.uniform(0, seconds)
+def _wait_for(kind: str, run: Path, draw: random.Random, step_seconds: float, process: Process) -> bool:
+    """Until the moment has come; False where the process ended before it. A busy machine only makes it later."""
+    steps, saves = _count(run, "step") + draw.randrange(1, 6), _count(run, "save") + draw.randrange(3)
     reached: dict[str, Callable[[], bool]] = {
         "start": lambda: True,
-        "step": lambda: _count(run, "start") > sessions,
-        "save": lambda: any((run / "checkpoints" / ".saving").glob("*")),
+        "step": lambda: _count(run, "step") >= steps,
+        "save": lambda: _count(run, "save") >= saves and any((run / "checkpoints" / ".saving").glob("*")),
         "finish": lambda: _count(run, "finish") > 0,
     }
-    # A save takes a hundredth of a run. Several saves are let pass, so that not always the first one is met.
-    delays = {"start": later / 3, "step": later / 2, "save": later / 200, "finish": later / 10}
-    passing = draw.randrange(3) if kind == "save" else 0
+    longest = {"start": 8.0, "step": 1.5 * step_seconds, "save": 0.03, "finish": 0.3}
     deadline = time.monotonic() + PATIENCE
-    while not (reached[kind]() and _count(run, "save") >= saved + passing):
+    while not reached[kind]():
         if process.poll() is not None or time.monotonic() > deadline:
             return False
         time.sleep(0.0005)
-    time.sleep(delays[kind])
+    time.sleep(draw.uniform(0, longest[kind]))
     return process.poll() is None
 
 
@@ -168,9 +167,10 @@ def harness(
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Outcome]:
     """`kills` spread over `runs` runs of one recipe, each compared with one that nobody touched."""
-    seconds = run_to_the_end(write_recipe(folder, "whole", settings), begin)
+    run_to_the_end(write_recipe(folder, "whole", settings), begin)
     adapter, losses = results(folder / "runs" / "whole")
-    say(f"never killed: {seconds:.0f} s, {len(losses)} losses, {len(adapter):,} bytes of adapter")
+    seconds = statistics.median(e["seconds"] for e in _events(folder / "runs" / "whole") if e["event"] == "step")
+    say(f"never killed: {len(losses)} losses, {len(adapter):,} bytes of adapter, {seconds:.3f} s a step")
     outcomes = []
     for number in range(runs):
         name, draw = f"killed-{number + 1}", random.Random(f"{seed}/{number}")
