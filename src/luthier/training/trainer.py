@@ -253,7 +253,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         return over
 
     def _saves_at(self, step: int) -> bool:
-        return step % self.state.save_steps == 0 or step >= self.state.max_steps
+        return bool(step % self.state.save_steps == 0 or step >= self.state.max_steps)
 
     # --- checkpoints ----------------------------------------------------------------------------------------
 
