@@ -147,7 +147,8 @@ prompts: Who are you?
             "is no setting",
             "settings here: epochs, steps, batch_size, gradient_accumulation_steps, micro_batch_tokens, learning_rate, "
             "schedule, warmup, weight_decay, max_grad_norm, logging_steps, save_steps, save_total_limit, eval_steps, "
-            "early_stopping_patience, load_best, gradient_checkpointing, engine, seed, deterministic, save_on_each_node",
+            "early_stopping_patience, load_best, gradient_checkpointing, engine, seed, deterministic, "
+            "save_on_each_node",
         ),
         (
             "recipe.yaml, track.to",
