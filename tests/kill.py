@@ -143,7 +143,7 @@ def _wait_for(kind: str, run: Path, draw: random.Random, step_seconds: float, pr
         "save": lambda: _count(run, "save") >= saves and any((run / "checkpoints" / ".saving").glob("*")),
         "finish": lambda: _count(run, "finish") > 0,
     }
-    longest = {"start": 8.0, "step": 1.5 * step_seconds, "save": 0.03, "finish": 0.3}
+    longest = {"start": 8.0, "step": 1.5 * step_seconds, "save": 0.1, "finish": 0.3}
     deadline = time.monotonic() + PATIENCE
     while not reached[kind]():
         if process.poll() is not None or time.monotonic() > deadline:
