@@ -16,7 +16,9 @@ Mistakes of Luthier itself stay ordinary Python exceptions: a traceback is a bug
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,26 @@ class RunError(InputError):
     pass
 
 
+def all_of(*attempts: Callable[[], Any]) -> list[Any]:
+    """Makes every attempt, and gives their results; or raises one InputError with the problems of all that failed."""
+    results, errors = [], []
+    for attempt in attempts:
+        try:
+            results.append(attempt())
+        except InputError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else InputError(*(each for error in errors for each in error.problems))
+    return results
+
+
 class CheckFailed(LuthierError):
     exit_status = 1
 
 
 class Stopped(LuthierError):
     exit_status = 3
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP, by name, as Ctrl-C is KeyboardInterrupt: whoever catches Ctrl-C to go on does not catch it."""

@@ -18,6 +18,7 @@ from luthier.engine import block_attention, engines
 from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install
 from luthier.engine.layout import FlatBatch, Layout, Segment, flatten
 from luthier.recipe.schema import TrainSettings
+from luthier.training.cut import Cut
 from luthier.training.plan import steps_of
 from luthier.training.trainer import LuthierTrainer, StepDataset
 
@@ -218,7 +219,7 @@ def test_a_step_does_not_depend_on_its_micro_batches(engine: Engine, tmp_path: P
     for budget, parts in ((10**6, None), (10**6, 2), (10**6, 8), (60, None), (1, None)):
         install(model, engine)
         steps = StepDataset(rows, steps_of(TrainSettings(batch_size=8), rows))
-        trainer = LuthierTrainer(model, arguments, engine, steps, [], budget=budget, parts=parts)
+        trainer = LuthierTrainer(model, arguments, engine, steps, [], cut=Cut(budget, parts))
         model.zero_grad()
         loss = trainer.training_step(model, rows)
         assert loss.item() == pytest.approx(plain_loss / labels, rel=1e-6)

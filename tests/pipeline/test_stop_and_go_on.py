@@ -31,7 +31,10 @@ from driver import (
 from safetensors.numpy import load_file
 from torch.amp import GradScaler
 
+from luthier.evaluation.heldout import mean_loss
+from luthier.model import adapters
 from luthier.report.record import RunFolder, timeline
+from luthier.training import plan
 from luthier.training.trainer import LuthierTrainer
 
 # Dropout draws from the random state, so only one that is restored exactly gives the same weights.
@@ -134,15 +137,15 @@ def test_ctrl_c(shop: Workplace, waiting: dict[str, subprocess.Popen[str]], whol
     process.send_signal(signal.SIGINT)
     assert process.stdout is not None
     said = next(line for line in process.stdout if "Ctrl-C" in line)
-    assert said == "Ctrl-C: saving a checkpoint after this step (once more to stop at once)\n"
+    assert said == "Ctrl-C: saving the last finished step (once more to stop at once)\n"
     (shop.folder / "go").touch()
     done = finished(process)
     assert (done.status, done.err) == (
         3,
-        f"✗ {run.path}: stopped by Ctrl-C at step 5 of 9, and saved\n  → the same command goes on from there\n",
+        f"✗ {run.path}: stopped by Ctrl-C at step 4 of 9, and saved\n  → the same command goes on from there\n",
     )
-    assert run.state() == "stopped at step 5"
-    assert sorted(path.name for path in run.checkpoints_dir.iterdir()) == ["checkpoint-4", "checkpoint-5"]
+    assert run.state() == "stopped at step 4"
+    assert sorted(path.name for path in run.checkpoints_dir.iterdir()) == ["checkpoint-2", "checkpoint-4"]
     assert {path.name for path in run.path.iterdir()} == {
         "checkpoints",
         "events.jsonl",
@@ -154,7 +157,7 @@ def test_ctrl_c(shop: Workplace, waiting: dict[str, subprocess.Popen[str]], whol
 
     out, err = go_on(shop, run)
     assert err == ""
-    assert "\nGoing on from checkpoint-5\ngoing on from step 5 of 9\nstep 6/9 " in out
+    assert "\nGoing on from checkpoint-4\ngoing on from step 4 of 9\nstep 5/9 " in out
     assert_same(run, whole)
 
 
@@ -244,7 +247,7 @@ def test_a_torn_checkpoint_does_not_take_the_place_of_a_whole_one(shop: Workplac
     shutil.rmtree(copied.checkpoints_dir / "checkpoint-2")
     (copied.checkpoints_dir / "checkpoint-4").rename(copied.checkpoints_dir / "checkpoint-8")
     unsealed(copied.checkpoints_dir / "checkpoint-8")
-    with signals_in_step(3, signal.SIGTERM):
+    with signals_in_step(4, signal.SIGTERM):
         luthier("train", shop.recipe(copied.name, **SETTINGS))
     assert sorted(path.name for path in copied.checkpoints_dir.iterdir()) == ["checkpoint-2", "checkpoint-3"]
 
@@ -271,17 +274,30 @@ def test_other_signals_stop_it_in_the_same_way(shop: Workplace, name: str) -> No
     run = shop.run(name)
     assert (done.status, done.err) == (
         3,
-        f"✗ {run.path}: stopped by {name} at step 2 of 3, and saved\n  → the same command goes on from there\n",
+        f"✗ {run.path}: stopped by {name} at step 1 of 3, and saved\n  → the same command goes on from there\n",
     )
-    assert [(event["step"], event["reason"]) for event in events(run, "stop")] == [(2, name)]
+    assert [(event["step"], event["reason"]) for event in events(run, "stop")] == [(1, name)]
     before = signal.getsignal(signal.Signals[name])
     assert before == signal.SIG_DFL  # the process is itself again
 
 
-def test_a_signal_in_the_last_step_changes_nothing(shop: Workplace) -> None:
-    with signals_in_step(2, signal.SIGTERM):
-        run = shop.train("last", data={"holdout": 0}, train={"steps": 2})
-    assert run.state() == "finished"
+def test_a_signal_after_the_last_step_is_obeyed_too(shop: Workplace) -> None:
+    settings: dict[str, Any] = {"data": {"holdout": 0}, "train": {"steps": 2}}
+    save = adapters.save
+
+    def signalled(*args: Any, **kwargs: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(*args, **kwargs)
+
+    run = shop.run("last")
+    with mock.patch.object(adapters, "save", signalled):
+        done = luthier("train", shop.recipe("last", **settings))
+    assert (done.status, done.err) == (
+        3,
+        f"✗ {run.path}: stopped at once by SIGTERM\n"
+        "  → the same command goes on from the last checkpoint, if there is one\n",
+    )
+    assert shop.train("last", **settings).state() == "finished"
 
 
 def test_a_second_ctrl_c_stops_at_once(shop: Workplace) -> None:
@@ -344,7 +360,7 @@ def test_early_stopping_keeps_its_patience(shop: Workplace) -> None:
         "train": {"steps": 8, "eval_steps": 1, "early_stopping_patience": 3, **WORSE_AFTER_ONE_STEP}
     }
     reference = shop.train("patient", **settings)
-    with signals_in_step(3, signal.SIGTERM):
+    with signals_in_step(4, signal.SIGTERM):
         assert luthier("train", shop.recipe("impatient", **settings)).status == 3
     run = shop.train("impatient", **settings)
     measured = [
@@ -354,6 +370,47 @@ def test_early_stopping_keeps_its_patience(shop: Workplace) -> None:
     assert measured[0] == measured[1]
     assert [step for step, _ in measured[0]] == [0, 1, 2, 3, 4]
     assert adapter_bytes(run) == adapter_bytes(reference)
+
+
+@pytest.mark.parametrize(("evaluation", "step"), [(2, 4), (5, 9)], ids=["in the middle", "the last"])
+def test_a_stop_in_an_evaluation_makes_up_for_it(shop: Workplace, whole: RunFolder, evaluation: int, step: int) -> None:
+    """They come after steps 0, 2, 4, 6, 8 and 9; a long one does not delay the stop."""
+    measured = iter(range(99))
+
+    def stopped(*args: Any, **kwargs: Any) -> float:
+        if next(measured) == evaluation:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return mean_loss(*args, **kwargs)
+
+    name = f"evaluation-{step}"
+    with mock.patch("luthier.training.trainer.mean_loss", stopped):
+        assert luthier("train", shop.recipe(name, **SETTINGS)).status == 3
+    run = shop.run(name)
+    assert run.state() == f"stopped at step {step}"
+    go_on(shop, run)
+    assert_same(run, whole)
+
+
+def test_a_run_goes_on_with_what_it_began_with(
+    shop: Workplace, whole: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Today's machine would choose other threads and another micro-batch: the last bits would differ."""
+    with signals_in_step(6, signal.SIGTERM):
+        assert luthier("train", shop.recipe("elsewhere", **SETTINGS)).status == 3
+    run = shop.run("elsewhere")
+    began = run.resolved_file.read_bytes()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setitem(plan.MOST_TOKENS, "cpu", 40)
+    try:
+        _, err = go_on(shop, run)
+    finally:
+        torch.set_num_threads(1)
+    assert err == (
+        "note: 1 CPU threads, as at the beginning; today it would be 2 (OMP_NUM_THREADS is set), which would change "
+        "the last bits of the result\n"
+    )
+    assert run.resolved_file.read_bytes() == began
+    assert_same(run, whole)
 
 
 # Runs that must not be touched.

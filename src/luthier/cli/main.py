@@ -18,6 +18,7 @@ from luthier.cli.demo import demo
 from luthier.cli.doctor import doctor
 from luthier.cli.evaluate import evaluate
 from luthier.cli.fetch import fetch
+from luthier.cli.interrupt import interruptible
 from luthier.cli.merge import merge
 from luthier.cli.report import report
 from luthier.cli.runs import runs
@@ -45,7 +46,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
 }
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name)(interruptible(name, command))
 
 
 def main() -> None:

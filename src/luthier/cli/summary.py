@@ -16,6 +16,9 @@ def show_run(run: RunFolder) -> None:
     result = record["result"]
     console.say()
     console.say(verdict(result).text, style="bold green")
+    ending = ending_line(result)
+    if ending is not None:
+        console.say(ending)
     console.say(
         f"{result['steps']} steps in {result['seconds'] / 60:.1f} min, {result['samples_per_second']:.2f} rows/s, "
         f"{result['tokens_per_second']:.0f} tokens/s, at most {result['peak_memory_bytes'] / 1e9:.1f} GB"
@@ -25,6 +28,14 @@ def show_run(run: RunFolder) -> None:
     console.say(f"chat     {console.command(f'chat {run.path}')}")
     console.say(f"merge    {console.command(f'merge {run.path} -o merged')}")
     console.result({"ok": True, "run": str(run.path), **record})
+
+
+def ending_line(result: dict[str, Any]) -> str | None:
+    """Whether it learned to stop. None where no row was held out."""
+    before, after = (result.get(f"end_probability_{when}") for when in ("before", "after"))
+    if before is None or after is None:
+        return None
+    return f"Where held-out answers end it stops with probability {before:.0%} before training, {after:.0%} after"
 
 
 def show_answers(answers: list[dict[str, Any]]) -> None:

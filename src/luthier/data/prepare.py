@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier.choice import Choice
+from luthier.data import served
 from luthier.data.conversation import Conversation, Message
 from luthier.data.formats import convert
 from luthier.data.ledger import Entry, Ledger, Outcome
@@ -15,7 +16,7 @@ from luthier.data.render import Example, Renderer
 from luthier.data.sources import read_rows
 from luthier.data.split import find_duplicates, split, unseen
 from luthier.data.tokens import tokenize
-from luthier.errors import DataError, Problem
+from luthier.errors import DataError, Problem, all_of
 from luthier.hub.cache import cache_dir
 from luthier.hub.fetch import fetch_data
 from luthier.recipe.schema import DataSettings
@@ -61,8 +62,9 @@ def pick_max_length(settings: DataSettings, context_length: int | None) -> Choic
 def prepare(settings: DataSettings, renderer: Renderer, *, max_length: int, seed: int) -> Prepared:
     """Reads, converts, splits and renders the rows. Raises DataError, ModelError or HubError with all problems."""
     references = [settings.train] if isinstance(settings.train, str) else settings.train
-    conversations, files, unused = _read(references, settings)
-    own_heldout, heldout_files, _ = _read([settings.heldout], settings) if settings.heldout else ([], [], [])
+    (conversations, files, unused), (own_heldout, heldout_files, _) = all_of(
+        lambda: _read(references, settings), lambda: _read([settings.heldout] if settings.heldout else [], settings)
+    )
 
     repeats = find_duplicates(conversations)
     ledger = Ledger(repeats.conflicts)
@@ -85,6 +87,7 @@ def prepare(settings: DataSettings, renderer: Renderer, *, max_length: int, seed
     heldout_examples = fit.examples(heldout, rendered[len(train) :], "heldout")
     fit.raise_any()
     ledger.check()
+    served.check(renderer, train_examples, settings.train_on)
     if not train_examples:
         raise DataError(
             Problem(", ".join(references), "no row is left to train on", f"see why: {_main_reason(ledger)}")

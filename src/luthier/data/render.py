@@ -147,7 +147,7 @@ class Renderer:
                 self._render(messages[:index], add_generation_prompt=True),
                 self._render(messages[: index + 1], add_generation_prompt=False),
             )
-            for index in self._trained_turns(conversation, train_on)
+            for index in self.trained_turns(conversation, train_on)
         ]
 
     def _turn(self, source: Source, texts: tuple[str, str], encoded: tuple[list[int], list[int]]) -> Turn:
@@ -164,7 +164,8 @@ class Renderer:
         return Turn(prompt_ids, answer_ids[: last + 1])
 
     @staticmethod
-    def _trained_turns(conversation: Conversation, train_on: TrainOn) -> list[int]:
+    def trained_turns(conversation: Conversation, train_on: TrainOn) -> list[int]:
+        """Which messages of a conversation are trained, by their place."""
         turns = [i for i, m in enumerate(conversation.messages) if m.role == "assistant"]
         chosen = turns if train_on == "all" else turns[-1:]
         return [i for i in chosen if conversation.messages[i].train]

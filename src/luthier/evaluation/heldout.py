@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,13 +12,26 @@ from luthier.data.render import Example
 from luthier.engine.engines import Engine
 
 
-def mean_loss(model: Any, engine: Engine, examples: Sequence[Example], *, budget: int) -> float:
-    """Cross-entropy a labelled token, in nats. The model is left in the mode it came in."""
+def mean_loss(
+    model: Any,
+    engine: Engine,
+    examples: Sequence[Example],
+    *,
+    budget: int,
+    before_each: Callable[[Sequence[Example]], None] = lambda batch: None,
+) -> float:
+    """Cross-entropy a labelled token, in nats. The model is left in the mode it came in.
+
+    `before_each` is called with each micro-batch before it is computed, and may raise to end it there.
+    """
     was_training = model.training
     model.eval()
     total = 0.0
-    with torch.no_grad():
-        for batch in micro_batches(examples, engine, budget=budget):
-            total += float(engine.loss_sum(model, batch))
-    model.train(was_training)
+    try:
+        with torch.no_grad():
+            for batch in micro_batches(examples, engine, budget=budget):
+                before_each(batch)
+                total += float(engine.loss_sum(model, batch))
+    finally:
+        model.train(was_training)
     return total / sum(example.num_labels for example in examples)

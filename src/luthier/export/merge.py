@@ -18,6 +18,7 @@ from luthier.hub.fetch import fetch_model
 from luthier.inference.opened import Opened, open_run
 from luthier.model import load
 from luthier.model.adapters import write_card
+from luthier.report import disk
 from luthier.report.record import RunFolder
 
 BOUND = {"float32": 1e-3, "float16": 0.5, "bfloat16": 1.0}
@@ -60,7 +61,14 @@ def merge(run: RunFolder, output: Path, *, dtype: str | None = None) -> Merged:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RunError(Problem(str(output), "is not empty", "name another folder: -o DIR"))
-    partial = output.with_name(f".{output.name}.partial")
+    partial = disk.partial(output)
+    try:
+        return _merge_checked(run, output, partial, dtype)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _merge_checked(run: RunFolder, output: Path, partial: Path, dtype: str | None) -> Merged:
     if dtype is not None:
         merged = _merge(run, partial, Choice(dtype, "asked for"))
     else:
@@ -70,7 +78,6 @@ def merge(run: RunFolder, output: Path, *, dtype: str | None = None) -> Merged:
             coarse = f"{merged.dtype.value} would change logits by up to {merged.difference:.2g}"
             merged = _merge(run, partial, Choice("float32", coarse))
     if not merged.holds:
-        shutil.rmtree(partial, ignore_errors=True)
         what = (
             f"merged logits differ by up to {merged.difference:.2g}, and {merged.dtype.value} allows {merged.bound:g}"
         )

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, MutableMapping, Sequence
 
 from luthier.choice import Choice
+from luthier.hardware.determinism import WORKSPACE, WORKSPACE_VALUE
 from luthier.hardware.gpus import find_amd_gpus
 from luthier.hardware.parse import Gpu
 from luthier.hardware.torch_builds import load_table
@@ -18,17 +19,22 @@ AOTRITON = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
 
 
 def prepare_torch(
-    environ: MutableMapping[str, str] = os.environ, gpus: Sequence[Gpu] | None = None, torch_version: str | None = None
+    environ: MutableMapping[str, str] = os.environ,
+    gpus: Sequence[Gpu] | None = None,
+    torch_version: str | None = None,
+    *,
+    deterministic: bool = False,
 ) -> dict[str, Choice[str]]:
     """Set what this machine's torch needs, and return it with reasons, for the caller to show and record.
 
     Call it before the first `import torch`. A variable that the user has set, to whatever value, is left alone.
-    Does nothing unless the installed torch is a ROCm build.
+    Does nothing for a torch that computes on the CPU alone.
     """
-    if "rocm" not in (torch_version or installed_torch()):
-        return {}
-    targets = [gpu.target for gpu in (find_amd_gpus() if gpus is None else gpus)]
+    build = torch_version or installed_torch()
     chosen = {}
+    if deterministic and not build.endswith("+cpu"):
+        chosen[WORKSPACE] = Choice(WORKSPACE_VALUE, "train.deterministic asks for it")
+    targets = [gpu.target for gpu in (find_amd_gpus() if gpus is None else gpus)] if "rocm" in build else []
     for gfx in filter(needs_experimental_aotriton, targets):
         # torch 2.13 computes attention with the slow math kernel on these chips unless it is told that it may use
         # AOTriton's; ROCm issue 6034 measured a factor of 19 on gfx1151.

@@ -86,6 +86,10 @@ def read_cpuinfo(text: str) -> tuple[str, list[str]]:
     return facts.get("model name", ""), facts.get("flags", facts.get("Features", "")).split()
 
 
+def cpu_name() -> str:
+    return _cpu()[0]
+
+
 def _cpu() -> tuple[str, list[str]]:
     if sys.platform == "linux":
         name, flags = read_cpuinfo(Path("/proc/cpuinfo").read_text())

@@ -62,6 +62,8 @@ def _open(settings: ModelSettings, system: str | None, run: RunFolder | None, dt
     tokenizer = load.load_tokenizer(base.path, settings)
     thinking = load.pick_thinking(tokenizer, settings.thinking).value
     renderer = load.make_renderer(base.path, tokenizer, thinking)
+    if run is not None:
+        adapters.check_asked_alike(run.adapter_dir, renderer)
     model = load.load_model(base.path, dtype=chosen, device=device, trust_remote_code=settings.trust_remote_code)
     if run is not None:
         model = adapters.load(model, run.adapter_dir, base.path)

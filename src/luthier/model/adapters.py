@@ -11,10 +11,11 @@ from typing import Any
 
 from luthier.data.render import Renderer
 from luthier.errors import ModelError, Problem
-from luthier.recipe.schema import AdapterSettings
+from luthier.recipe.schema import AdapterSettings, ModelSettings
+from luthier.report import disk
 
 CARD = "luthier.json"
-"""Beside an adapter or a merged model: base model and its identity, system prompt, thinking mode, stop tokens."""
+"""Beside an adapter or a merged model: base and its identity, chat template, system prompt, thinking, stop tokens."""
 
 SAMPLES, SAMPLE_BYTES = 1000, 64  # of a weight file, for the identity of a model: read in no time
 
@@ -57,6 +58,19 @@ def attach(model: Any, settings: AdapterSettings) -> Any:
         raise ModelError(Problem(where, f"PEFT refuses them: {str(error).partition(chr(10))[0]}", fix)) from None
 
 
+def check_targets(folder: Path, settings: AdapterSettings, model_settings: ModelSettings) -> None:
+    """Raises ModelError for named targets that the model does not have; no weights are read."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if settings.targets == "linear":
+        return
+    remote = model_settings.trust_remote_code
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=remote)
+        _targets(AutoModelForCausalLM.from_config(config, trust_remote_code=remote), settings.targets)
+
+
 def _targets(model: Any, asked: str | Sequence[str]) -> list[str]:
     if asked == "linear":
         return linear_names(model)
@@ -97,14 +111,15 @@ def identity(folder: Path) -> str:
 
 
 def save(model: Any, folder: Path, renderer: Renderer, *, base_ref: str, base_folder: Path, system: str | None) -> None:
-    """The adapter in PEFT's format, with tokenizer, chat template and `luthier.json`."""
-    model.save_pretrained(folder)
-    renderer.tokenizer.save_pretrained(folder)
-    config_file = folder / "adapter_config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = str(base_folder)
-    config_file.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False), encoding="utf-8")
-    write_card(folder, renderer, base_ref=base_ref, base_folder=base_folder, system=system)
+    """The adapter in PEFT's format, with tokenizer, chat template and `luthier.json`: the whole folder or none."""
+    with disk.whole_folder(folder) as beside:
+        model.save_pretrained(beside)
+        renderer.tokenizer.save_pretrained(beside)
+        config_file = beside / "adapter_config.json"
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = str(base_folder)
+        config_file.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+        write_card(beside, renderer, base_ref=base_ref, base_folder=base_folder, system=system)
 
 
 def write_card(folder: Path, renderer: Renderer, *, base_ref: str, base_folder: Path, system: str | None) -> None:
@@ -115,6 +130,7 @@ def write_card(folder: Path, renderer: Renderer, *, base_ref: str, base_folder: 
         "system": system,
         "thinking": renderer.thinking,
         "stop_ids": renderer.stop_ids,
+        "chat_template": renderer.tokenizer.chat_template,
     }
     (folder / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -126,6 +142,17 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise ModelError(Problem(str(folder), f"has no {CARD}: it is not an adapter of Luthier", "name a run's folder"))
     card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return card
+
+
+def check_asked_alike(folder: Path, renderer: Renderer) -> None:
+    """Raises ModelError where the base would now be asked otherwise than the adapter in `folder` was trained."""
+    card, now = read_card(folder), renderer
+    kept = {"chat template": "chat_template", "thinking mode": "thinking", "stop tokens": "stop_ids"}
+    found = {"chat_template": now.tokenizer.chat_template, "thinking": now.thinking, "stop_ids": now.stop_ids}
+    changed = [name for name, key in kept.items() if key in card and card[key] != found[key]]
+    if changed:
+        what = f"was trained with another {' and another '.join(changed)} than {card['base']} has now"
+        raise ModelError(Problem(str(folder), what, "put the model's folder back as it was, or train again"))
 
 
 def load(model: Any, folder: Path, base_folder: Path) -> Any:

@@ -124,6 +124,8 @@ class TrainSettings(Section):
     """`flat`: no padding, shared prefixes computed once. `plain`: padded batches of stock transformers."""
     seed: int = 42
     """Same seed, data and machine: same run."""
+    deterministic: bool = False
+    """GPU: the same bits each time, with slower kernels. A CPU's are always the same for one number of threads."""
     save_on_each_node: bool = False
     """Several machines: save on each, not only on the first."""
 

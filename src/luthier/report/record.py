@@ -22,6 +22,7 @@ import yaml
 from luthier import console
 from luthier.choice import Choice
 from luthier.errors import Problem, RunError
+from luthier.report import disk
 
 if TYPE_CHECKING:
     from luthier.recipe.schema import Recipe  # pydantic takes a while to build it: not for `luthier --help`
@@ -79,11 +80,15 @@ class RunFolder:
         return self
 
     def clear(self) -> None:
-        """Remove what a run wrote (`--fresh`), and nothing else that lies in the folder."""
-        for name in _FILES:
-            (self.path / name).unlink(missing_ok=True)
+        """Remove what a run wrote (`--fresh`), and nothing else that lies in the folder.
+
+        The result first and the recipe last: killed in between, it is never a folder of which nobody knows whose it is.
+        """
+        self.record_file.unlink(missing_ok=True)
         for folder in (self.checkpoints_dir, self.adapter_dir, self.track_dir):
             shutil.rmtree(folder, ignore_errors=True)
+        for name in _FILES:
+            (self.path / name).unlink(missing_ok=True)
 
     def has_progress(self) -> bool:
         """Whether there is something to lose: a checkpoint or a result."""
@@ -104,12 +109,10 @@ class RunFolder:
 
         Raises RunError rather than keep an address with a password or a signature in it.
         """
-        settings = recipe.model_dump(mode="json")
-        secret = next(_addresses_with_secrets(settings), None)
-        if secret is not None:
-            what = f"{secret} holds a password or key in its address, and the run folder keeps the recipe"
-            raise RunError(Problem("recipe", what, "download the file first and give its path"))
-        text = yaml.dump(settings, Dumper=_ExactDumper, sort_keys=False, allow_unicode=True, width=1000)
+        refuse_secrets(recipe)
+        text = yaml.dump(
+            recipe.model_dump(mode="json"), Dumper=_ExactDumper, sort_keys=False, allow_unicode=True, width=1000
+        )
         _replace(self.recipe_file, text)
 
     def read_recipe(self) -> Recipe:
@@ -149,11 +152,13 @@ class RunFolder:
     # What happened.
 
     def log(self, event: Mapping[str, Any]) -> None:
-        """Append one event, stamped with the time unless it has one, and flush it."""
+        """Append one event, stamped with the time unless it has one. What a later start relies on is on disk then."""
         line = _to_json({"time": time.time(), **event}).encode(errors="backslashreplace") + b"\n"
         with self.events_file.open("ab+") as file:
             _mend_end(file)
             file.write(line)
+        if event["event"] in ("save", "finish"):
+            disk.sync(self.events_file)
 
     def events(self) -> list[Event]:
         """All events in the order they were written. A line that was being written when the run died is left out.
@@ -222,10 +227,20 @@ class RunFolder:
             raise RunError(Problem(str(self.path), f"this run is in use by {who}", fix)) from None
         try:
             _replace(self._owner_file, _to_json(_this_process()))
+            self._tidy()
             yield
         finally:
             self._owner_file.unlink(missing_ok=True)
             lock.release()
+
+    def _tidy(self) -> None:
+        """Removes what a killed process was writing beside its place."""
+        for left in self.path.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
+        half = disk.partial(self.adapter_dir)
+        if half.exists():
+            console.warn("adapter/ was being written when the run was killed, and is written again")
+            shutil.rmtree(half)
 
     def _owner(self) -> dict[str, Any] | None:
         """Who holds the lock, or None where that process is gone. One on another host is taken at its word."""
@@ -245,7 +260,7 @@ def _exact_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 _ExactDumper.add_representer(str, _exact_text)
 
-_FILES = ("run.json", "evaluation.json", "recipe.yaml", "resolved.json", "events.jsonl", "ledger.jsonl", "report.html")
+_FILES = ("run.json", "evaluation.json", "resolved.json", "events.jsonl", "ledger.jsonl", "report.html", "recipe.yaml")
 
 
 def list_runs(folder: Path) -> list[RunFolder]:
@@ -264,6 +279,15 @@ def timeline(events: list[Event]) -> list[Event]:
             kept = [before for before in kept if before.get("step", 0) <= event["step"]] if event["resumed"] else []
         kept.append(event)
     return kept
+
+
+def refuse_secrets(recipe: Recipe) -> None:
+    """Raises RunError for addresses that no run folder may keep."""
+    fix = "download the file first and give its path"
+    found = dict.fromkeys(_addresses_with_secrets(recipe.model_dump(mode="json")))
+    kept = "holds a password or key in its address, and the run folder keeps the recipe"
+    if found:
+        raise RunError(*(Problem("recipe", f"{host} {kept}", fix) for host in found))
 
 
 _SECRET_ADDRESS = re.compile(
@@ -311,17 +335,8 @@ def _read_json(file: Path) -> Any:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write a file whole or not at all, and have it on disk on return."""
-    whole = text.encode(errors="backslashreplace")  # a lone surrogate, which UTF-8 lacks, becomes its JSON escape
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as handle:
-            handle.write(whole)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a file whole or not at all. A lone surrogate, which UTF-8 lacks, becomes its JSON escape."""
+    disk.replace(file, text.encode(errors="backslashreplace"))
 
 
 def _parse(line: bytes) -> Event | None:

@@ -72,7 +72,8 @@ class Events(TrainerCallback):  # type: ignore[misc]
 
 
 class OrderlyStop(TrainerCallback):  # type: ignore[misc]
-    """Ctrl-C, SIGTERM and SIGHUP save a checkpoint after the step in progress and end the training.
+    """Ctrl-C, SIGTERM and SIGHUP end the training after the micro-batch in progress, with a checkpoint of the last
+    finished step.
 
     A second Ctrl-C stops at once. `reason` is what stopped it, or None. A context manager: signals are the process's.
     """
@@ -103,7 +104,10 @@ class OrderlyStop(TrainerCallback):  # type: ignore[misc]
             raise KeyboardInterrupt
         self.reason = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         with contextlib.suppress(RuntimeError):  # a stream that is just being written to refuses
-            self.say(f"{self.reason}: saving a checkpoint after this step (once more to stop at once)")
+            self.say(f"{self.reason}: saving the last finished step (once more to stop at once)")
+
+    def asked(self) -> bool:
+        return self.reason is not None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.reason is not None:

@@ -1,31 +1,59 @@
-"""Checkpoints: sealed by a manifest written last, so that a torn one is never resumed from."""
+"""Checkpoints: written beside their place, sealed by a manifest written last, and renamed.
+
+    checkpoints/.saving/checkpoint-100/     being written; sealed when its manifest.json is there
+    checkpoints/checkpoint-100/             whole
+    checkpoints/.removing/checkpoint-80/    being deleted
+
+A process may be killed between any two of these steps: `settle` puts the folder in order before the next start.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from luthier import console
+from luthier.report import disk
 
 MANIFEST = "manifest.json"
+SAVING, REMOVING = ".saving", ".removing"
+
+
+@contextlib.contextmanager
+def saving(folder: Path, step: int) -> Iterator[Path]:
+    """A folder to write `checkpoint-STEP` into; on leaving, the checkpoint is sealed and takes its place.
+
+    An error inside leaves nothing behind, and what was there before as it was.
+    """
+    beside = folder / SAVING
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        yield beside
+        seal(folder_of(beside, step))
+        _take_its_place(folder, step)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _take_its_place(folder: Path, step: int) -> None:
+    """One rename. A checkpoint of the same step (an evaluation was still due then) is put away first."""
+    _remove(folder_of(folder, step))
+    folder_of(folder / SAVING, step).replace(folder_of(folder, step))
+    disk.sync(folder)
 
 
 def seal(folder: Path) -> None:
-    """Writes the manifest: size and SHA-256 of each file, on disk before the manifest is."""
+    """Writes the manifest: size and SHA-256 of each file, all of them on disk before the manifest is."""
     files = {}
-    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
-        with file.open("rb+") as handle:
-            os.fsync(handle.fileno())
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
+        disk.sync(file)
         files[file.relative_to(folder).as_posix()] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-    temporary = folder / f".{MANIFEST}.tmp"
-    with temporary.open("w", encoding="utf-8") as handle:
-        json.dump(files, handle, indent=2)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(folder / MANIFEST)
+    disk.replace(folder / MANIFEST, json.dumps(files, indent=2).encode())
 
 
 def is_whole(folder: Path) -> bool:
@@ -40,19 +68,36 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def newest(folder: Path) -> Path | None:
-    """The latest whole checkpoint (`checkpoint-100` is step 100). Later ones are broken: named, and removed.
+def settle(folder: Path) -> Path | None:
+    """Puts right what a killed process left, by name; returns the latest checkpoint, or None where there is none.
 
-    Left there, a broken one would count among those kept, and take the place of a whole one.
+    A sealed checkpoint that was not yet renamed takes its place. What is broken is removed: left there, it would count
+    among those kept, and take the place of a whole one.
     """
-    named = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    found = sorted(named, key=step_of, reverse=True)
-    for checkpoint in found:
+    for left in _checkpoints(folder / SAVING):
+        if is_whole(left):
+            _take_its_place(folder, step_of(left))
+        else:
+            console.warn(f"{left.name} was being written when the run was killed, and is removed")
+    for name in (SAVING, REMOVING):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    whole = None
+    for checkpoint in reversed(_checkpoints(folder)):
         if is_whole(checkpoint):
-            return checkpoint
-        console.warn(f"{checkpoint.name} is incomplete, and removed")
-        shutil.rmtree(checkpoint)
-    return None
+            whole = whole or checkpoint
+        else:
+            console.warn(f"{checkpoint.name} is incomplete, and removed")
+            _remove(checkpoint)
+    return whole
+
+
+def rotate(folder: Path, keep: int | None, best: str | Path | None = None) -> None:
+    """Removes the oldest checkpoints beyond `keep` (None: none of them), but not the latest and not `best`."""
+    found = _checkpoints(folder)
+    spared = {path.name for path in found[-1:]} | ({Path(best).name} if best else set())
+    surplus = max(0, len(found) - max(keep, len(spared))) if keep else 0
+    for checkpoint in [path for path in found if path.name not in spared][:surplus]:
+        _remove(checkpoint)
 
 
 def folder_of(folder: str | Path, step: int) -> Path:
@@ -62,6 +107,22 @@ def folder_of(folder: str | Path, step: int) -> Path:
 
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted((path for path in folder.glob("*") if re.fullmatch(r"checkpoint-\d+", path.name)), key=step_of)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Gone by one rename, so that none is ever half there under its own name."""
+    if not checkpoint.exists():
+        return
+    away = checkpoint.parent / REMOVING
+    away.mkdir(exist_ok=True)
+    checkpoint.replace(away / checkpoint.name)
+    disk.sync(checkpoint.parent)
+    shutil.rmtree(away, ignore_errors=True)
 
 
 def _sha256(file: Path) -> str:

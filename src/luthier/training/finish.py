@@ -10,6 +10,7 @@ from luthier import __version__, console
 from luthier.data.preview import measure
 from luthier.engine.engines import PlainEngine, install
 from luthier.evaluation.answers import compare, questions
+from luthier.evaluation.ending import end_probability
 from luthier.hardware.memory import peak_bytes
 from luthier.hardware.probe import probe
 from luthier.report.page import write_report
@@ -26,6 +27,7 @@ def finish(job: Job, run: RunFolder) -> None:
     console.say("Answers before and after …")
     asked = questions(job.data.heldout_conversations, recipe.prompts, recipe.data.system)
     answers = compare(job.model, job.renderer, asked)
+    ending = _ending(job)
     run.write_record(
         {
             "luthier": __version__,
@@ -37,11 +39,20 @@ def finish(job: Job, run: RunFolder) -> None:
                 "ledger": job.data.ledger.to_json(),
                 "lengths": measure(job.data.train).to_json(),
             },
-            "result": result(job, run),
+            "result": {**result(job, run), **ending},
             "answers": answers,
         }
     )
     write_report(run)
+
+
+def _ending(job: Job) -> dict[str, float | None]:
+    """How sure the base and the tuned model are to stop where the held-out answers stop."""
+    rows = job.data.heldout_examples
+    after = end_probability(job.model, job.renderer, rows)
+    with job.model.disable_adapter():
+        before = end_probability(job.model, job.renderer, rows)
+    return {"end_probability_before": before, "end_probability_after": after}
 
 
 def environment(job: Job) -> dict[str, Any]:

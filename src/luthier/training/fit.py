@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from luthier import console
-from luthier.errors import Problem, Stopped
+from luthier.errors import LuthierError, Problem, Stopped
+from luthier.hardware.determinism import deterministic
 from luthier.model import adapters
-from luthier.report.record import RunFolder
+from luthier.report.record import RunFolder, timeline
 from luthier.training import checkpoint, track
 from luthier.training.callbacks import Events, OrderlyStop
+from luthier.training.cut import Cut
 from luthier.training.display import Display
+from luthier.training.guard import Guard
 from luthier.training.job import Job
-from luthier.training.trainer import LuthierTrainer, StepDataset
+from luthier.training.trainer import LuthierTrainer, StepDataset, StepGivenUp
 
+GOES_ON = "the same command goes on from there"
+CUT_SETTINGS = ("micro_batch_tokens", "gradient_accumulation_steps")
 # transformers' own "constant" would pass over the warm-up in silence.
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -30,21 +36,18 @@ def fit(job: Job, run: RunFolder) -> None:
         console.say("The training is done; going on with what comes after it")
         job.model.load_adapter(str(run.adapter_dir), job.model.active_adapter)
         return
-    last = checkpoint.newest(run.checkpoints_dir)
+    last = checkpoint.settle(run.checkpoints_dir)
     if last is not None:
         console.say(f"Going on from {last.name}")
     with Display() as display, OrderlyStop(console.say) as stop:
-        trainer = _trainer(job, run, display, stop, resumed=last is not None)
-        try:
-            trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
-        except Exception as error:
-            run.log({"event": "fail", "step": trainer.state.global_step, "reason": f"{type(error).__name__}: {error}"})
-            raise
+        trainer = _trainer(job, run, display, stop, last)
+        with deterministic(asked=job.recipe.train.deterministic):
+            given_up = _train(trainer, run, last)
     state = trainer.state
-    if stop.reason is not None and state.global_step < state.max_steps:
+    if given_up or (stop.asked() and state.global_step < state.max_steps):
         run.log({"event": "stop", "step": state.global_step, "reason": stop.reason})
         what = f"stopped by {stop.reason} at step {state.global_step} of {state.max_steps}, and saved"
-        raise Stopped(Problem(str(run.path), what, "the same command goes on from there"))
+        raise Stopped(Problem(str(run.path), what, GOES_ON))
     adapters.save(
         job.model,
         run.adapter_dir,
@@ -54,10 +57,27 @@ def fit(job: Job, run: RunFolder) -> None:
         system=job.recipe.data.system,
     )
     run.log({"event": "finish", "step": state.global_step})
+    if stop.asked():
+        raise Stopped(Problem(str(run.path), f"stopped by {stop.reason} after the last step, and saved", GOES_ON))
 
 
-def _trainer(job: Job, run: RunFolder, display: Display, stop: OrderlyStop, *, resumed: bool) -> LuthierTrainer:
-    settings = job.recipe.train
+def _train(trainer: LuthierTrainer, run: RunFolder, last: Path | None) -> bool:
+    """Whether a stop gave up a step or an evaluation; the last finished step is saved then."""
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
+    except StepGivenUp:
+        trainer.save_last_step()
+        return True
+    except Exception as error:
+        with contextlib.suppress(OSError):  # a full disk does not take this line either
+            reason = error.problems[0].what if isinstance(error, LuthierError) else f"{type(error).__name__}: {error}"
+            run.log({"event": "fail", "step": trainer.state.global_step, "reason": reason})
+        raise
+    return False
+
+
+def _trainer(job: Job, run: RunFolder, display: Display, stop: OrderlyStop, last: Path | None) -> LuthierTrainer:
+    settings, resumed = job.recipe.train, last is not None
 
     def emit(event: dict[str, Any]) -> None:
         run.log(event)
@@ -67,21 +87,40 @@ def _trainer(job: Job, run: RunFolder, display: Display, stop: OrderlyStop, *, r
     callbacks: list[TrainerCallback] = [events, stop, *track.callbacks(job.recipe.track, run, run.name)]
     if settings.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
-    accumulation = settings.gradient_accumulation_steps
+
+    def skipped(step: int, reason: str, rows: list[str]) -> None:
+        emit({"event": "skip", "step": step, "reason": reason, "rows": rows})
+
     trainer = LuthierTrainer(
         job.model,
         _arguments(job, run.checkpoints_dir, resumed=resumed),
         job.engine,
         StepDataset(job.data.train, job.steps),
         job.data.heldout_examples,
-        budget=job.value("train.micro_batch_tokens"),
-        parts=None if accumulation == "auto" else accumulation,
+        cut=_cut(job, run, last),
         checkpoints_kept=settings.save_total_limit,
         offload=settings.offload_activations,
+        guard=Guard(skipped),
+        stop_asked=stop.asked,
         callbacks=callbacks,
     )
     events.counted = lambda: (trainer.trained_tokens, trainer.computed_tokens)
+    trainer.cut.on_halved = lambda tokens: emit(
+        {"event": "memory", "step": trainer.state.global_step, "micro_batch_tokens": tokens}
+    )
     return trainer
+
+
+def _cut(job: Job, run: RunFolder, last: Path | None) -> Cut:
+    """As the run had it at that checkpoint: the sums of a step depend in their last bits on how it is cut."""
+    settings, tokens = job.recipe.train, job.value("train.micro_batch_tokens")
+    asked = next((f"train.{name}" for name in CUT_SETTINGS if getattr(settings, name) != "auto"), None)
+    if last is not None:
+        for event in timeline(run.events()):
+            if event["event"] == "memory" and event["step"] <= checkpoint.step_of(last):
+                tokens = event["micro_batch_tokens"]
+    accumulation = settings.gradient_accumulation_steps
+    return Cut(tokens, None if accumulation == "auto" else accumulation, asked=asked)
 
 
 def _arguments(job: Job, folder: Path, *, resumed: bool) -> TrainingArguments:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,13 +14,14 @@ from luthier.data.render import Renderer
 from luthier.data.steps import Steps
 from luthier.engine.choose import pick_engine
 from luthier.engine.engines import Engine
-from luthier.errors import InputError, TrackerError
+from luthier.errors import TrackerError, all_of
 from luthier.hardware import compute
+from luthier.hardware.determinism import pick_deterministic
 from luthier.hardware.environment import prepare_torch
 from luthier.hub.fetch import LocalModel, fetch_data, fetch_model
 from luthier.model import adapters, load
 from luthier.recipe.schema import ModelSettings, Recipe
-from luthier.training import activations, plan, track
+from luthier.training import activations, plan, room, takeover, track
 
 
 @dataclass(frozen=True)
@@ -35,27 +36,34 @@ class Job:
     engine: Engine
     steps: Steps
     choices: dict[str, Choice[Any]]
+    room: int
+    """Bytes on the disk that the run needs."""
 
     def value(self, setting: str) -> Any:
         return self.choices[setting].value
 
 
-def prepare_job(recipe: Recipe) -> Job:
-    """Raises InputError for whatever keeps this recipe from being trained on this machine."""
-    choices: dict[str, Choice[Any]] = {f"environment.{name}": choice for name, choice in prepare_torch().items()}
+def prepare_job(recipe: Recipe, began_with: Mapping[str, Choice[Any]] | None = None) -> Job:
+    """Raises InputError for whatever keeps this recipe from being trained on this machine.
+
+    Args:
+        began_with: the choices of the run's first session, where it goes on.
+    """
+    began_with = began_with or {}
+    environment = prepare_torch(deterministic=recipe.train.deterministic)
+    choices: dict[str, Choice[Any]] = {f"environment.{name}": choice for name, choice in environment.items()}
     check_sources(recipe)
     console.say(f"Model {recipe.model.ref}")
+    asked, recipe = recipe, takeover.settled(recipe, began_with)
     base, renderer = open_model(recipe, choices)
-    max_length = choices["data.max_length"] = pick_max_length(recipe.data, load.context_length(base.path))
-    data = prepare(recipe.data, renderer, max_length=max_length.value, seed=recipe.train.seed)
-    show_data(data)
-    plan.check_heldout(recipe.train, bool(data.heldout))
-    if recipe.data.holds_out and not data.heldout:
-        console.warn("no held-out row is left: nothing will tell how the model does on new ones")
-    choices["data.files"] = Choice(data.fingerprint, "their fingerprint: with these files alone the run goes on")
-
-    model = _load(recipe, base, choices)
-    engine = pick_engine(model, data.train, asked=recipe.train.engine)
+    data, _, _ = all_of(
+        lambda: _prepare_data(recipe, base, renderer, choices),
+        lambda: _pick_device(recipe, choices, began_with),
+        lambda: adapters.check_targets(base.path, recipe.adapter, recipe.model),
+    )
+    with takeover.as_it_began(began_with):
+        model = _load(recipe, base, choices)
+        engine = pick_engine(model, data.train, asked=recipe.train.engine)
     choices["train.engine"] = Choice(engine.value.name, engine.reason)
     steps = plan.steps_of(recipe.train, data.train)
     choices["train.batch_size"] = plan.pick_batch_size(recipe.train, steps)
@@ -70,7 +78,20 @@ def prepare_job(recipe: Recipe) -> Job:
     choices["train.eval_steps"] = plan.pick_eval_steps(recipe.train, total)
     choices["train.save_steps"] = plan.pick_save_steps(recipe.train, total, choices["train.eval_steps"].value)
     choices["tokens of an epoch"] = plan.saved_tokens(engine.value, data.train, recipe.train, steps, budget.value)
-    return Job(recipe, base, renderer, data, model, engine.value, steps, choices)
+    choices = takeover.reasons(choices, began_with)
+    needed = room.needed(model, recipe.train, total, base.path)
+    return Job(asked, base, renderer, data, model, engine.value, steps, choices, needed)
+
+
+def _prepare_data(recipe: Recipe, base: LocalModel, renderer: Renderer, choices: dict[str, Choice[Any]]) -> Prepared:
+    max_length = choices["data.max_length"] = pick_max_length(recipe.data, load.context_length(base.path))
+    data = prepare(recipe.data, renderer, max_length=max_length.value, seed=recipe.train.seed)
+    show_data(data)
+    plan.check_heldout(recipe.train, bool(data.heldout))
+    if recipe.data.holds_out and not data.heldout:
+        console.warn("no held-out row is left: nothing will tell how the model does on new ones")
+    choices["data.files"] = Choice(data.fingerprint, "their fingerprint: with these files alone the run goes on")
+    return data
 
 
 def check_sources(recipe: Recipe) -> None:
@@ -81,14 +102,7 @@ def check_sources(recipe: Recipe) -> None:
         lambda: fetch_base(recipe.model),
         *(partial(fetch_data, ref) for ref in (*data, recipe.data.heldout) if ref is not None),
     ]
-    errors: list[InputError] = []
-    for attempt in attempts:
-        try:
-            attempt()
-        except InputError as error:
-            errors.append(error)
-    if errors:
-        raise errors[0] if len(errors) == 1 else InputError(*(each for error in errors for each in error.problems))
+    all_of(*attempts)
 
 
 def _need_trackers(recipe: Recipe) -> None:
@@ -112,17 +126,24 @@ def open_model(recipe: Recipe, choices: dict[str, Choice[Any]]) -> tuple[LocalMo
     return base, load.make_renderer(base.path, tokenizer, thinking.value)
 
 
+def _pick_device(recipe: Recipe, choices: dict[str, Choice[Any]], began_with: Mapping[str, Choice[Any]]) -> None:
+    with takeover.as_it_began(began_with):
+        device = choices["model.device"] = compute.pick_device(recipe.model.device)
+        choices["model.dtype"] = compute.pick_dtype(device.value, recipe.model.dtype)
+    choices["threads"] = takeover.pick_threads(began_with)
+    choices["train.deterministic"] = pick_deterministic(device.value, asked=recipe.train.deterministic)
+    choices[takeover.MACHINE] = takeover.pick_machine(began_with)
+
+
 def _load(recipe: Recipe, base: LocalModel, choices: dict[str, Choice[Any]]) -> Any:
     """The model with a fresh adapter, on the device and in the dtype that this machine computes fastest."""
     import torch
 
-    device = choices["model.device"] = compute.pick_device(recipe.model.device)
-    dtype = choices["model.dtype"] = compute.pick_dtype(device.value, recipe.model.dtype)
-    threads = choices["threads"] = compute.pick_threads()
-    torch.set_num_threads(threads.value)
+    device, dtype = choices["model.device"].value, choices["model.dtype"].value
+    torch.set_num_threads(choices["threads"].value)
     torch.manual_seed(recipe.train.seed)
     remote = recipe.model.trust_remote_code
-    model = load.load_model(base.path, dtype=dtype.value, device=device.value, trust_remote_code=remote)
+    model = load.load_model(base.path, dtype=dtype, device=device, trust_remote_code=remote)
     return adapters.attach(model, recipe.adapter)
 
 

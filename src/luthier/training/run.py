@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import Problem, RunError, Stopped
+from luthier.errors import Problem, RunError, Stopped, Terminated, all_of
 from luthier.hardware.environment import importing
 from luthier.recipe.load import load_recipe, parse_recipe
 from luthier.recipe.schema import Recipe
-from luthier.report.record import RunFolder
+from luthier.report.record import RunFolder, refuse_secrets
+from luthier.training.failures import in_words
 
 
 def train(recipe: Recipe | dict[str, Any] | str | Path, *, fresh: bool = False) -> RunFolder:
@@ -23,23 +25,26 @@ def train(recipe: Recipe | dict[str, Any] | str | Path, *, fresh: bool = False) 
         Stopped: a signal ended it, and the same call goes on.
     """
     recipe = _as_recipe(recipe)
-    run = RunFolder(recipe.output).create()
+    run = RunFolder(recipe.output)
+    all_of(partial(refuse_secrets, recipe), run.create)
     try:
-        with run.lock():
+        with in_words(run), run.lock():
             _train(run, recipe, going_on=goes_on(run, recipe, fresh=fresh))
-    except KeyboardInterrupt:  # before the first step, after the last, or the second during the training
+    except (KeyboardInterrupt, Terminated) as stop:  # before the first step, after the last, or the second in between
         fix = "the same command goes on from the last checkpoint, if there is one"
-        raise Stopped(Problem(str(run.path), "stopped at once by Ctrl-C", fix)) from None
+        raise Stopped(Problem(str(run.path), f"stopped at once by {str(stop) or 'Ctrl-C'}", fix)) from None
     return run
 
 
 def _train(run: RunFolder, recipe: Recipe, *, going_on: bool) -> None:
     with importing():  # heavy libraries, only now: a wrong recipe is refused at once
+        from luthier.training import room
         from luthier.training.finish import finish
         from luthier.training.fit import fit
         from luthier.training.job import prepare_job
 
-    job = prepare_job(recipe)
+    job = prepare_job(recipe, run.read_resolved() if going_on else {})
+    room.check(run, job.room)
     if going_on:
         run.check_files(job.data.fingerprint)
     else:

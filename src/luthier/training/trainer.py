@@ -9,22 +9,30 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
-from typing import Any
+import gc
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch.amp import GradScaler
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
-from luthier.data.batches import micro_batches
 from luthier.data.render import Example
 from luthier.data.steps import Steps
 from luthier.engine.engines import Engine
 from luthier.evaluation.heldout import mean_loss
-from luthier.training import checkpoint
+from luthier.report import disk
+from luthier.training import checkpoint, randomness, room
 from luthier.training.activations import offloaded
+from luthier.training.cut import Cut, is_out_of_memory
+from luthier.training.guard import Guard, has_finite_gradient, rows_without_loss
+
+MPS_RNG = "rng_mps.pth"
+T = TypeVar("T")
 
 
 class StepDataset(Dataset[list[Example]]):
@@ -54,15 +62,20 @@ class _Epochs(TrainerCallback):  # type: ignore[misc]
         self.dataset.set_epoch(state.global_step // len(self.dataset))
 
 
+class StepGivenUp(Exception):
+    """A stop was asked for in the middle of a step or an evaluation: what was computed of it is thrown away."""
+
+
 class LuthierTrainer(Trainer):  # type: ignore[misc]
     """Trains on examples with an engine.
 
     Args:
-        budget: tokens of a micro-batch.
-        parts: micro-batches of a step instead of a budget (`gradient_accumulation_steps`).
+        cut: how a step is cut into micro-batches.
         heldout: rows whose loss `evaluate()` gives.
         offload: whether activations wait in the host's memory between forward and backward.
         checkpoints_kept: how many stay; an old one is deleted only when the newest is sealed.
+        guard: looks at each step before it is applied.
+        stop_asked: asked before each micro-batch; True raises StepGivenUp.
     """
 
     control: Any
@@ -75,10 +88,11 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         steps: StepDataset,
         heldout: Sequence[Example],
         *,
-        budget: int,
-        parts: int | None = None,
+        cut: Cut,
         checkpoints_kept: int | None = None,
         offload: bool = False,
+        guard: Guard | None = None,
+        stop_asked: Callable[[], bool] = lambda: False,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         # The Trainer refuses to evaluate without a data set; `evaluate` below reads the rows themselves.
@@ -88,19 +102,20 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)  # Luthier's own display shows the same figures
         if args.fp16 and self.accelerator.scaler is None:  # accelerate scales the loss on GPUs alone
             self.accelerator.scaler, self.accelerator.native_amp = GradScaler(args.device.type), True
-        self.engine, self.heldout, self.budget, self.parts = engine, heldout, budget, parts
-        self.checkpoints_kept = checkpoints_kept
+        self.add_callback(_Beside(self))
+        self.engine, self.heldout, self.cut = engine, heldout, cut
+        self.checkpoints_kept, self.guard, self.stop_asked = checkpoints_kept, guard or Guard(), stop_asked
         self.keeping = functools.partial(offloaded, model) if offload else contextlib.nullcontext
         self.trained_tokens = self.computed_tokens = 0
+        self._batch: Sequence[Example] = ()  # the micro-batch in progress
+        self._after_step = randomness.snapshot()
+        self._saves_beside: Path | None = None
 
     def get_train_dataloader(self) -> DataLoader[list[Example]]:
         # batch_size=1 and not None: accelerate's skip_first_batches, by which a run resumes, needs a batch sampler.
         return DataLoader(self.train_dataset, batch_size=1, collate_fn=_only)
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """One epoch; none of it after the last step, where the Trainer of 5.23 would do one more on going on."""
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
+    # --- a step ---------------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: list[Example], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one optimizer step; returns its mean loss a labelled token."""
@@ -109,29 +124,170 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         world, rank = self.args.world_size, self.args.process_index
         mine = inputs[rank::world] or inputs[:1]  # every process must take part in the gradients' exchange
         weight = world / labels if len(inputs) > rank else 0.0
-        batches = micro_batches(mine, self.engine, budget=self.budget, parts=self.parts)
+        total, batches = self._within_memory(lambda: self._accumulate(model, mine, weight))
+        self._look_at(total, mine)
+        self.trained_tokens += sum(len(example.input_ids) for example in mine)
+        self.computed_tokens += sum(map(self.engine.cost, batches))
+        return total
+
+    def _accumulate(
+        self, model: Any, examples: Sequence[Example], weight: float
+    ) -> tuple[torch.Tensor, list[list[Example]]]:
+        batches = self.cut.batches(examples, self.engine)
         total = torch.zeros((), device=self.args.device)
         for batch in batches:
+            self._begin(batch)
             exchange = contextlib.nullcontext() if batch is batches[-1] else self.accelerator.no_sync(model)
             with exchange:
                 with self.compute_loss_context_manager(), self.keeping():
                     loss = self.engine.loss_sum(model, batch) * weight
                 self.accelerator.backward(loss)
             total += loss.detach()
-        self.trained_tokens += sum(len(example.input_ids) for example in mine)
-        self.computed_tokens += sum(map(self.engine.cost, batches))
-        return total
+        return total, batches
+
+    def _begin(self, batch: Sequence[Example]) -> None:
+        """Before each micro-batch, so that neither a long step nor a long evaluation delays a stop."""
+        self._batch = batch
+        if self.stop_asked():
+            raise StepGivenUp
+
+    def _within_memory(self, work: Callable[[], T]) -> T:
+        """Does `work`, again with smaller micro-batches where memory runs out: from the same state, to the same end."""
+        restore = randomness.snapshot()
+        while True:
+            try:
+                return work()
+            except Exception as error:
+                # Processes that exchange gradients would wait for each other for ever.
+                if not is_out_of_memory(error) or self.args.world_size > 1:
+                    raise
+            # Here and not above: the exception holds on to the tensors that filled the memory.
+            self.model.zero_grad()
+            _free_memory()
+            restore()
+            self.cut.halve(self._batch, self.engine)
+
+    def _look_at(self, total: torch.Tensor, examples: Sequence[Example]) -> None:
+        """Takes the gradients away from a step that must not be applied: the optimizer passes over it."""
+        gradient_finite = has_finite_gradient(self.model)
+        finite = torch.stack([total.isfinite().float(), torch.tensor(float(gradient_finite), device=total.device)])
+        loss_is, gradient_is = self.accelerator.gather(finite[None]).amin(0).bool().tolist()
+        step, scaled = self.state.global_step + 1, self.accelerator.scaler is not None
+        if self.guard.passes(step, loss_is, gradient_is, scaled=scaled):
+            return
+        rows = rows_without_loss(self.model, self.engine, examples)
+        if not scaled:  # the scaler wants to see what it leaves out
+            self.model.zero_grad()
+        self.guard.skip(step, f"its {'gradient' if loss_is else 'loss'} is not a finite number", rows)
+
+    def rehearse(self) -> None:
+        """Forward and backward of the dearest micro-batches, so that too little memory shows before the first step.
+
+        Leaves random numbers and gradients as they were.
+        """
+        restore = randomness.snapshot()
+        self.model.train()
+        self._within_memory(self._rehearse)
+        self.model.zero_grad()
+        restore()
+
+    def _rehearse(self) -> None:
+        most = max(map(len, self.train_dataset.rows))
+        for batch in self.cut.dearest(self.train_dataset.examples, self.engine, most):
+            self._begin(batch)
+            with self.accelerator.no_sync(self.model_wrapped):
+                with self.compute_loss_context_manager():
+                    loss = self.engine.loss_sum(self.model_wrapped, batch)
+                torch.autograd.backward(loss)
+            self.model.zero_grad()
+
+    # --- evaluation -----------------------------------------------------------------------------------------
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """The held-out loss as `eval_loss`."""
         with self.compute_loss_context_manager():
-            loss = mean_loss(self.model, self.engine, self.heldout, budget=self.budget)
+            loss = self._within_memory(
+                lambda: mean_loss(
+                    self.model, self.engine, self.heldout, budget=self.cut.tokens, before_each=self._begin
+                )
+            )
         metrics = {f"{metric_key_prefix}_loss": loss}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """With `load_best` only steps that are saved anyway compete: one saved by a stop would not be there without."""
+        if self.args.load_best_model_at_end and not self._saves_at(self.state.global_step):
+            return False
+        return bool(super()._determine_best_metric(metrics, trial))
+
+    # --- going on -------------------------------------------------------------------------------------------
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """One epoch; none of it after the last step, where the Trainer of 5.23 would do one more on going on."""
+        stopped = self.control.should_training_stop or self._patience_is_over()
+        if self.state.global_step < self.state.max_steps and not stopped:
+            super()._run_epoch(*args, **kwargs)
+
+    def begin(self) -> None:
+        """Before the first step of this session."""
+        step = self.state.global_step
+        if step > 0:
+            self._load_rng_state(str(checkpoint.folder_of(self.args.output_dir, step)))
+        self.step_ended()
+        if step < self.state.max_steps:
+            self.rehearse()
+        if step > 0:
+            self._make_up_evaluation(step)
+
+    def _make_up_evaluation(self, step: int) -> None:
+        """The evaluation of the step that was resumed from, where a stop had cut it short."""
+        due = step % self.state.eval_steps == 0 or step >= self.state.max_steps
+        done = any("eval_loss" in entry and entry["step"] == step for entry in self.state.log_history)
+        if self.args.eval_strategy == "steps" and due and not done:
+            self.control.should_evaluate, self.control.should_save = True, self._saves_at(step)
+            self._log_and_save()
+
+    def _patience_is_over(self) -> bool:
+        """Whether early stopping had decided when the run was killed: the Trainer forgets that on going on."""
+        over: bool = any(
+            callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
+        )
+        self.control.should_training_stop |= over  # or the Trainer would go on with the next epoch
+        return over
+
+    def _saves_at(self, step: int) -> bool:
+        return bool(step % self.state.save_steps == 0 or step >= self.state.max_steps)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------
+
+    def step_ended(self) -> None:
+        self._after_step = randomness.snapshot()
+
+    def save_last_step(self) -> None:
+        """The checkpoint of the last finished step, after StepGivenUp: as it would have been written then."""
+        self.model.zero_grad()
+        self._after_step()
+        step = self.state.global_step
+        if step > 0 and not checkpoint.folder_of(self.args.output_dir, step).exists():
+            self.control.should_evaluate, self.control.should_log, self.control.should_save = False, True, True
+            self._log_and_save()
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self._globalstep_last_logged == self.state.global_step:
+            self._tr_loss.zero_()  # the Trainer subtracts the sum from itself, which leaves a NaN a NaN for ever
+
+    def _log_and_save(self) -> None:
+        self._maybe_log_save_evaluate(
+            self._tr_loss, None, self.model_wrapped, None, self.state.epoch, None, start_time=time.time()
+        )
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # the Trainer's estimate counts padded tokens of a tensor, which there are none of
@@ -141,10 +297,74 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)  # which deletes none, as its own `save_total_limit` is not set
-        if self.args.should_save:
-            checkpoint.seal(checkpoint.folder_of(self.args.output_dir, self.state.global_step))
-            rotate_checkpoints(self.args.output_dir, self.checkpoints_kept, self.state.best_model_checkpoint)
+        step, folder = self.state.global_step, Path(self.args.output_dir)
+        if not self.args.should_save:  # this process adds its random state to what the first one writes
+            self._write_checkpoint(model, trial, folder / checkpoint.SAVING)
+            return
+        try:
+            with checkpoint.saving(folder, step) as beside:
+                self._write_checkpoint(model, trial, beside)
+                self._note_best(folder)
+                self.state.save_to_json(str(checkpoint.folder_of(beside, step) / TRAINER_STATE_NAME))
+        except Exception as error:
+            if not disk.is_full(error):
+                raise
+            needed = room.checkpoint_bytes(self.model, len(self.state.log_history))
+            raise disk.DiskFull(f"checkpoint-{step}", needed) from error
+        checkpoint.rotate(folder, self.checkpoints_kept, self.state.best_model_checkpoint)
+
+    def _note_best(self, folder: Path) -> None:
+        """Where the best checkpoint is or will be; the Trainer looks for it beside the one that is being written."""
+        best = checkpoint.folder_of(folder, self.state.best_global_step or 0)
+        if self.state.best_global_step == self.state.global_step or best.exists():
+            self.state.best_model_checkpoint = str(best)
+
+    def _write_checkpoint(self, model: Any, trial: Any, beside: Path) -> None:
+        self.accelerator.wait_for_everyone()  # until the first process has cleared the place
+        self._saves_beside = beside
+        try:
+            super()._save_checkpoint(model, trial)  # which deletes none, as its own `save_total_limit` is not set
+            self.accelerator.wait_for_everyone()
+        finally:
+            self._saves_beside = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._saves_beside or super()._get_output_dir(trial))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if torch.backends.mps.is_available():  # which the Trainer leaves out
+            torch.save(torch.mps.get_rng_state(), Path(output_dir) / MPS_RNG)
+
+    def _load_rng_state(self, folder: str | None) -> None:
+        super()._load_rng_state(folder)
+        file = Path(folder or "") / MPS_RNG
+        if torch.backends.mps.is_available() and file.is_file():
+            torch.mps.set_rng_state(torch.load(file, weights_only=True))
+
+
+class _Beside(TrainerCallback):  # type: ignore[misc]
+    """What the trainer does before its first step and after each."""
+
+    def __init__(self, trainer: LuthierTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.best_global_step:  # by its step: the run's folder may have been moved
+            best = checkpoint.folder_of(args.output_dir, state.best_global_step)
+            state.best_model_checkpoint = str(best) if best.exists() else None
+        self.trainer.begin()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.step_ended()
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def _only(items: list[list[Example]]) -> list[Example]:

@@ -58,10 +58,10 @@ def test_what_makes_a_checkpoint_incomplete(tmp_path: Path) -> None:
 
 
 def test_the_newest_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path / "none yet") is None
+    assert checkpoint.settle(tmp_path / "none yet") is None
     for step in (200, 90, 1000):
         make(tmp_path, step)
-    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint-1000"
+    assert checkpoint.settle(tmp_path) == tmp_path / "checkpoint-1000"
     assert checkpoint.step_of(tmp_path / "checkpoint-1000") == 1000
     assert checkpoint.folder_of(tmp_path, 90) == tmp_path / "checkpoint-90"
 
@@ -71,7 +71,7 @@ def test_a_torn_one_is_named_and_removed(tmp_path: Path, capsys: pytest.CaptureF
         make(tmp_path, step)
     (tmp_path / "checkpoint-30" / "manifest.json").unlink()
     (tmp_path / "checkpoint-20" / "weights.bin").write_bytes(b"half")
-    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint-10"
+    assert checkpoint.settle(tmp_path) == tmp_path / "checkpoint-10"
     assert capsys.readouterr().err.splitlines() == [
         "note: checkpoint-30 is incomplete, and removed",
         "note: checkpoint-20 is incomplete, and removed",
@@ -82,7 +82,7 @@ def test_a_torn_one_is_named_and_removed(tmp_path: Path, capsys: pytest.CaptureF
 def test_what_a_user_put_beside_them_is_no_checkpoint(tmp_path: Path) -> None:
     make(tmp_path, 10)
     make(tmp_path, 20).rename(tmp_path / "checkpoint-best")
-    assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint-10"
+    assert checkpoint.settle(tmp_path) == tmp_path / "checkpoint-10"
 
 
 # ---------------------------------------------------------------- those that the trainer writes
@@ -94,6 +94,7 @@ def trainer(tmp_path: Path) -> Any:
     from transformers import TrainingArguments
 
     from luthier.recipe.schema import TrainSettings
+    from luthier.training.cut import Cut
     from luthier.training.plan import steps_of
     from luthier.training.trainer import LuthierTrainer, StepDataset
 
@@ -104,7 +105,7 @@ def trainer(tmp_path: Path) -> Any:
         str(tmp_path / "checkpoints"), max_steps=4, save_steps=1, use_cpu=True, report_to="none", disable_tqdm=True
     )
     steps = StepDataset(rows, steps_of(TrainSettings(batch_size=2), rows))
-    return LuthierTrainer(model, arguments, engine, steps, [], budget=100, checkpoints_kept=1)
+    return LuthierTrainer(model, arguments, engine, steps, [], cut=Cut(100), checkpoints_kept=1)
 
 
 def test_the_files_of_a_checkpoint(trainer: Any, tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_the_files_of_a_checkpoint(trainer: Any, tmp_path: Path) -> None:
         "scheduler.pt",
         "trainer_state.json",
     ]
-    assert checkpoint.newest(tmp_path / "checkpoints") == kept
+    assert checkpoint.settle(tmp_path / "checkpoints") == kept
 
 
 def test_killed_while_a_checkpoint_is_written_the_one_before_is_whole(
@@ -137,4 +138,4 @@ def test_killed_while_a_checkpoint_is_written_the_one_before_is_whole(
     monkeypatch.setattr(checkpoint, "seal", killed_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert checkpoint.newest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "checkpoint-2"
+    assert checkpoint.settle(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "checkpoint-2"

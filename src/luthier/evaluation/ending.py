@@ -1,0 +1,56 @@
+"""Does the model stop where it should? Its probability of ending, at the places where held-out answers end."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from luthier.data.render import IGNORE, Example, Renderer
+
+ROWS = 32  # measured, spread over the held-out ones
+
+
+def ends(example: Example, end_of_turn_id: int) -> list[int]:
+    """Where its trained turns end: labelled end-of-turn tokens with nothing trained behind them in the same turn.
+
+    labels -100 -100 8 9 END -100 -100 7 END -> [4, 8]
+    """
+    behind = [*example.labels[1:], IGNORE]
+    return [
+        place
+        for place, (label, after) in enumerate(zip(example.labels, behind, strict=True))
+        if label == end_of_turn_id and after == IGNORE and place > 0
+    ]
+
+
+def end_probability(model: Any, renderer: Renderer, examples: Sequence[Example]) -> float | None:
+    """The mean probability, over the ends of turns, that the next token is one that ends an answer.
+
+    None where no row has such a place (plain text cut into pieces). The model is left in the mode it came in.
+    """
+    chosen = examples[:: max(1, len(examples) // ROWS)][:ROWS]
+    found = [_probabilities(model, renderer, example) for example in chosen]
+    flat = [probability for some in found for probability in some]
+    return sum(flat) / len(flat) if flat else None
+
+
+def _probabilities(model: Any, renderer: Renderer, example: Example) -> list[float]:
+    places = ends(example, renderer.end_of_turn_id)
+    if not places:
+        return []
+    before = torch.tensor(places, device=model.device) - 1
+    input_ids = torch.tensor([example.input_ids], device=model.device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        # Logits only where they are needed: a row's whole [T, vocabulary] may be more than the memory holds.
+        if "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters:
+            logits = model(input_ids=input_ids, logits_to_keep=before, use_cache=False).logits[0]
+        else:
+            logits = model(input_ids=input_ids, use_cache=False).logits[0, before]
+    model.train(was_training)
+    stops = torch.tensor(renderer.stop_ids, device=logits.device)
+    return [float(p) for p in logits.float().softmax(-1)[:, stops].sum(-1)]

@@ -1,0 +1,69 @@
+"""A loss or gradient that is not a number never reaches the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from luthier import console
+from luthier.data.render import Example
+from luthier.engine.engines import Engine
+from luthier.errors import CheckFailed, Problem
+
+MOST_SKIPPED = 3  # steps one after another
+MOST_OVERFLOWS = 20  # of float16's loss scaling, which halves its factor each time: 65536 is 1 after 16
+ROWS_NAMED = 5
+
+
+class Guard:
+    """Looks at each step before it is applied, and raises CheckFailed when too many in a row cannot be.
+
+    `on_skip(step, reason, rows)` is told of each one.
+    """
+
+    def __init__(self, on_skip: Callable[[int, str, list[str]], None] = lambda step, reason, rows: None) -> None:
+        self.on_skip = on_skip
+        self._skipped = self._overflows = 0
+
+    def passes(self, step: int, losses_finite: bool, gradient_finite: bool, *, scaled: bool) -> bool:
+        """Whether the step may be applied, before its rows are looked for.
+
+        Args:
+            scaled: float16, whose scaler finds an overflowing gradient and leaves the step out by itself.
+        """
+        if losses_finite and (gradient_finite or scaled):
+            self._skipped = 0
+            self._overflows = 0 if gradient_finite else self._overflows + 1
+            if self._overflows >= MOST_OVERFLOWS:
+                what = f"float16 overflowed in {self._overflows} steps one after another, up to step {step}"
+                raise CheckFailed(Problem("model.dtype", what, "set model.dtype: bfloat16 or float32"))
+            return True
+        self._skipped += 1
+        return False
+
+    def skip(self, step: int, reason: str, rows: Sequence[str]) -> None:
+        """Names the rows of a step that is not applied. Raises CheckFailed after some of them."""
+        named = ", ".join(rows[:ROWS_NAMED]) + (f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else "")
+        console.warn(f"step {step}: {reason}, so it is not applied. Rows: {named}")
+        self.on_skip(step, reason, list(rows))
+        if self._skipped >= MOST_SKIPPED:
+            what = f"{reason} in {self._skipped} steps one after another: the training has diverged"
+            fix = "mend or remove the rows named above, or lower train.learning_rate, and train again with --fresh"
+            raise CheckFailed(Problem(f"step {step}", what, fix))
+
+
+def has_finite_gradient(model: Any) -> bool:
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+
+
+def rows_without_loss(model: Any, engine: Engine, examples: Sequence[Example]) -> list[str]:
+    """The rows whose loss, each computed alone, is not finite; all of them where it is none alone."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        found = [str(e.source) for e in examples if not bool(engine.loss_sum(model, [e]).isfinite())]
+    model.train(was_training)
+    return list(dict.fromkeys(found or [str(e.source) for e in examples]))

@@ -1,0 +1,53 @@
+"""The `luthier` command on a machine that runs short in the middle of a training.
+
+    python limited.py file:BYTES STEP ARGUMENTS…      from that step on the system refuses longer files
+    python limited.py fill:FILE STEP ARGUMENTS…       FILE takes all the room that is left on its disk
+    python limited.py memory:BYTES STEP ARGUMENTS…    the process may take so much more memory than it has now
+
+STEP 0 is before the rehearsal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from luthier.cli.main import main
+from luthier.training.trainer import LuthierTrainer
+
+_, limit, step, *arguments = sys.argv
+kind, _, value = limit.partition(":")
+original = LuthierTrainer.rehearse if step == "0" else LuthierTrainer.training_step
+reached = False
+
+
+def run_short() -> None:
+    if kind == "file":
+        _set(resource.RLIMIT_FSIZE, int(value))
+    elif kind == "memory":
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        _set(resource.RLIMIT_AS, pages * resource.getpagesize() + int(value))
+    else:
+        with contextlib.suppress(OSError), Path(value).open("wb", buffering=0) as ballast:
+            while True:
+                ballast.write(b"\0" * 4096)
+
+
+def _set(what: int, soft: int) -> None:
+    resource.setrlimit(what, (soft, resource.getrlimit(what)[1]))
+
+
+def limited(self: LuthierTrainer, *inputs: Any) -> Any:
+    global reached
+    if not reached and self.state.global_step == int(step):
+        reached = True
+        run_short()
+    return original(self, *inputs)
+
+
+setattr(LuthierTrainer, original.__name__, limited)
+sys.argv = ["luthier", *arguments]
+main()
