@@ -7,6 +7,9 @@ from typing import Literal
 
 Role = Literal["system", "user", "assistant", "tool", "text"]
 
+# U+FDD0 is a Unicode noncharacter, set aside for a program's own use: no text holds it by right. See `render.py`.
+RESERVED = "\ufdd0"
+
 
 @dataclass(frozen=True)
 class Source:

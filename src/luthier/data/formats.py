@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.choice import Choice
-from luthier.data.conversation import Conversation, Message, Role, Source
+from luthier.data.conversation import RESERVED, Conversation, Message, Role, Source
 from luthier.data.problems import Problems, describe
 from luthier.data.sources import Rows
 from luthier.errors import DataError, Problem
@@ -105,6 +105,8 @@ class Row:
             return ""
         if not value or value.isspace():
             self.wrong(f"{what} is empty", "fill it in, or delete the row")
+        if RESERVED in value:
+            self.wrong(f"{what} holds U+FDD0, which is not a character of any language", "delete that character")
         return value
 
     def checked_list(self, value: Any, what: str) -> list[Any]:

@@ -140,8 +140,10 @@ def _parse(text: str) -> Any:
         return DECODER.decode(text)
     except json.JSONDecodeError:
         raise
-    except (ValueError, RecursionError) as error:
-        raise json.JSONDecodeError(str(error), text, 0) from None
+    except RecursionError:
+        raise json.JSONDecodeError("lists or objects nest too deep", text, 0) from None
+    except ValueError:
+        raise json.JSONDecodeError("a number has too many digits", text, 0) from None
 
 
 def _json(text: str, file: str) -> list[SourcedRow]:
@@ -251,7 +253,7 @@ def _csv(text: str, file: str) -> list[SourcedRow]:
     rows = []
     for source, cells in lines:
         if len(cells) != len(header):
-            what = f"{len(cells)} cells where the header names {len(header)} columns"
+            what = f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'} where the header names {len(header)} columns"
             problems.add(source, what, "put a cell that holds the separator or a line break in double quotes")
         rows.append((source, dict(zip(header, cells, strict=False))))
     problems.raise_any()

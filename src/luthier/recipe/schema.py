@@ -19,7 +19,12 @@ class Section(BaseModel):
     """Unknown keys are errors, and no value is turned into another type behind the user's back."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
     )
 
 
@@ -118,7 +123,7 @@ class TrainSettings(Section):
     """Recompute activations in the backward pass: less memory, a third more time. auto: off."""
     engine: Auto | Literal["flat", "plain"] = "auto"
     """`flat`: no padding, shared prefixes computed once. `plain`: padded batches of stock transformers."""
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Same seed, data and machine: same run."""
     save_on_each_node: bool = False
     """Several machines: save on each, not only on the first."""
