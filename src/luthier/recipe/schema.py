@@ -64,6 +64,8 @@ class DataSettings(Section):
     """A row longer than that: leave it out, cut its prompt from the left (never its answer), or stop."""
     train_on: Literal["all", "last"] = "all"
     """Which assistant turns are learned."""
+    bad_rows: Literal["error", "drop"] = "error"
+    """Rows that cannot be used (a field missing, a broken line): name them all and stop, or leave them out."""
     duplicates: Literal["drop", "keep"] = "drop"
     """Rows that repeat an earlier row exactly."""
 

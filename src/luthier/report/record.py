@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from luthier.recipe.schema import Recipe  # pydantic takes a while to build it: not for `luthier --help`
 
 Event = dict[str, Any]
+_ELSEWHERE = "choose a folder on a disk that can be written: --set output=FOLDER"
 
 
 class RunFolder:
@@ -73,7 +74,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             what = f"the folder cannot be made: {error.strerror or error}"
-            raise RunError(Problem(str(self.path), what, other)) from None
+            taken = isinstance(error, FileExistsError | NotADirectoryError)
+            raise RunError(Problem(str(self.path), what, other if taken else _ELSEWHERE)) from None
         self._check_writable()
         return self
 
@@ -85,7 +87,7 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             what = f"the folder cannot be written: {error.strerror or error}"
-            raise RunError(Problem(str(self.path), what, "choose another: --set output=FOLDER")) from None
+            raise RunError(Problem(str(self.path), what, _ELSEWHERE)) from None
 
     def clear(self) -> None:
         """Remove what a run wrote (`--fresh`), and nothing else that lies in the folder."""
