@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,9 @@ def load(model: Any, folder: Path, base_folder: Path) -> Any:
         raise ModelError(Problem(str(folder), what, f"load it on {card['base']}"))
     shapes = _check_files(folder)
     try:
-        tuned = PeftModel.from_pretrained(model, folder)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error, below
+            tuned = PeftModel.from_pretrained(model, folder)
     except Exception as error:  # PEFT reads its config as it comes, and any value of it may be the wrong one
         reason = " ".join(str(error).split())[:200]
         raise ModelError(Problem(str(folder), f"PEFT cannot load it: {reason}", _COPY)) from None

@@ -145,14 +145,20 @@ def _problem(where: str, path: tuple[str, ...], item: Any) -> Problem:
     if name == "system":
         return Problem(place, "cannot be put into data", "write it once, as data.system")
     if item["type"] == "extra_forbidden":
-        known = _settings_of(*path[:-1])
-        elsewhere = [f"{section}.{path[-1]}" for section in Recipe.model_fields if path[-1] in _settings_of(section)]
-        near = elsewhere or difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        fix = f"did you mean {near[0]}?" if near else f"settings here: {', '.join(known)}"
-        return Problem(place, "is no setting", fix)
+        return Problem(place, "is no setting", _nearest(path[-1], _settings_of(*path[:-1])))
     if item["type"] == "missing":
         return Problem(place, "is missing", f"add it: {EXAMPLES.get(name, f'{path[-1]}: …')}")
     return Problem(place, f"cannot be {_SHORT.repr(item['input'])}", f"write {expected(path)}")
+
+
+def _nearest(key: str, here: list[str]) -> str:
+    """What may have been meant: a setting of that very name in another section, one like it here, or like it there."""
+    others = {f"{section}.{name}": name for section in Recipe.model_fields for name in _settings_of(section)}
+    same = [setting for setting, name in others.items() if name == key]
+    like = same or difflib.get_close_matches(key, here, n=1, cutoff=0.5)
+    names = like or difflib.get_close_matches(key, others.values(), n=1, cutoff=0.7)
+    near = like or [setting for setting, name in others.items() if name in names]
+    return f"did you mean {near[0]}?" if near else f"settings here: {', '.join(here)}"
 
 
 _SHORT = reprlib.Repr()
