@@ -7,8 +7,11 @@ from typing import Literal
 
 Role = Literal["system", "user", "assistant", "tool", "text"]
 
+# U+FDD0 is a Unicode noncharacter, set aside for a program's own use: no text holds it by right. See `render.py`.
+RESERVED = "\ufdd0"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """Where a row came from, for messages and the ledger: `rows.jsonl, line 17`.
 
@@ -23,7 +26,7 @@ class Source:
         return f"{self.file}, {self.unit} {self.number}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn. `train` matters for assistant turns only: False keeps it in the context without a label.
 
@@ -37,7 +40,7 @@ class Message:
     reasoning: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Conversation:
     messages: tuple[Message, ...]
     source: Source = field(compare=False)  # two rows with the same messages are duplicates, wherever they stand

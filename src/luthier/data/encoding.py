@@ -6,12 +6,14 @@ UTF-8; UTF-8, UTF-16 and UTF-32 with a byte order mark; GBK and GB18030, recogni
 from __future__ import annotations
 
 import codecs
+import re
 
 from luthier.data.conversation import Source
 from luthier.data.problems import Problems
 from luthier.errors import DataError, Problem
 
 RESAVE = 'save the file as UTF-8 (Notepad: "Save as", encoding UTF-8; Excel: "CSV UTF-8")'
+HAN = re.compile("[\u4e00-\u9fff]")
 BOMS = {  # UTF-32's little-endian mark begins with UTF-16's, so it comes first
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -55,15 +57,39 @@ def _decode_unmarked(data: bytes, file: str) -> tuple[str, str]:
     broken = loose.count("\ufffd")
     if sum(not c.isascii() for c in loose) >= 2 * broken:  # more whole characters than broken ones
         raise _broken_lines(data, file).error()
+    if b"\0" in data[:2000]:
+        what = "looks like UTF-16 without its byte order mark, so which of its two forms it is would be a guess"
+        raise DataError(Problem(file, what, RESAVE))
+    pasted, rest = _utf8_lines(data, file)
     for codec in ("gbk", "gb18030"):
         try:
-            text = data.decode(codec)
+            text = rest.decode(codec)
         except UnicodeDecodeError:
             continue
         if _is_chinese(text[:1_000_000]):
+            pasted.raise_any()
             return text, codec
     what = "from here on the text is neither UTF-8 nor plainly GBK, and no byte order mark says what it is"
     raise DataError(Problem(str(Source(file, first, "line")), what, RESAVE))
+
+
+def _utf8_lines(data: bytes, file: str) -> tuple[Problems, bytes]:
+    """Lines of Chinese in UTF-8, of which GBK would make other Chinese characters; and the file without them."""
+    problems, rest = Problems(file), []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if _is_utf8_chinese(line):
+            fix = "write that line again, and save the whole file as UTF-8"
+            problems.add(Source(file, number, "line"), "is UTF-8, while the rest of the file is GBK", fix)
+        else:
+            rest.append(line)
+    return problems, b"\n".join(rest)
+
+
+def _is_utf8_chinese(line: bytes) -> bool:
+    try:
+        return HAN.search(line.decode()) is not None
+    except UnicodeDecodeError:
+        return False
 
 
 def _broken_lines(data: bytes, file: str) -> Problems:
@@ -78,7 +104,7 @@ def _broken_lines(data: bytes, file: str) -> Problems:
 
 
 def _is_chinese(text: str) -> bool:
-    han = [c for c in text if "\u4e00" <= c <= "\u9fff"]
+    han = HAN.findall(text)
     return sum(c in FREQUENT for c in han) > 0.2 * len(han)
 
 

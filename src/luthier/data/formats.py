@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.choice import Choice
-from luthier.data.conversation import Conversation, Message, Role, Source
+from luthier.data.conversation import RESERVED, Conversation, Message, Role, Source
 from luthier.data.problems import Problems, describe
 from luthier.data.sources import Rows
 from luthier.errors import DataError, Problem
@@ -26,23 +26,30 @@ from luthier.recipe.schema import DataSettings
 
 @dataclass(frozen=True)
 class Converted:
-    """`unused`: columns, and fields of turns, that the format does not read. To be shown to the user once."""
+    """`unused`: columns, and fields of turns, that the format does not read. To be shown to the user once.
+
+    `dropped`: rows that are no conversation, and why; empty unless `data.bad_rows: drop`.
+    """
 
     format: Choice[str]
     conversations: list[Conversation]
     unused: list[str]
+    dropped: dict[Source, str] = field(default_factory=dict)
 
 
 def convert(rows: Rows, settings: DataSettings) -> Converted:
     """One conversation a row, in order, with the recipe's system prompt where a row has none.
 
-    Raises DataError with all problems: each names file, row, field and what to do. No row is skipped.
+    Raises DataError with all problems: each names file, row, field and what to do. No row is skipped unless
+    `data.bad_rows` says so; `dropped` has those of `rows` too.
     """
+    if not rows.rows:  # all were dropped
+        return Converted(Choice("none", "no row can be used"), [], [], rows.dropped)
     columns = Counter(column for _, row in rows.rows for column in row)
     choice = _choose(columns, rows, settings)
     chosen = FORMATS[choice.value]
     names = _names(chosen, settings.columns)
-    problems = Problems(str(rows.path))
+    problems = Problems(str(rows.path), settings.bad_rows == "drop", dict(rows.dropped))
     unused = {column: None for column in columns if column not in names.values()}
     default = (Message("system", settings.system),) if settings.system else ()
     if default and choice.value == "text":
@@ -52,9 +59,10 @@ def convert(rows: Rows, settings: DataSettings) -> Converted:
         messages = tuple(chosen.convert(Row(source, values, names, problems, unused)))
         if messages and messages[0].role not in ("system", "text"):
             messages = default + messages
-        conversations.append(Conversation(messages, source))
+        if source not in problems.dropped:
+            conversations.append(Conversation(messages, source))
     problems.raise_any()
-    return Converted(choice, conversations, list(unused))
+    return Converted(choice, conversations, list(unused), problems.dropped)
 
 
 # ---------------------------------------------------------------- reading one row
@@ -105,6 +113,8 @@ class Row:
             return ""
         if not value or value.isspace():
             self.wrong(f"{what} is empty", "fill it in, or delete the row")
+        if RESERVED in value:
+            self.wrong(f"{what} holds U+FDD0, which is not a character of any language", "delete that character")
         return value
 
     def checked_list(self, value: Any, what: str) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from luthier.data.conversation import Source
 from luthier.errors import DataError, Problem
 
 PROBLEMS_LISTED = 20
@@ -12,14 +13,22 @@ PROBLEMS_LISTED = 20
 
 @dataclass
 class Problems:
-    """All problems of one file: the first ones in full, the others as a number."""
+    """All problems of one file: the first ones in full, the others as a number.
+
+    With `drop` a row that has one is left out instead, with the first of its problems (`data.bad_rows: drop`).
+    """
 
     file: str
+    drop: bool = False
+    dropped: dict[Source, str] = field(default_factory=dict)
     listed: list[Problem] = field(default_factory=list)
     more: int = 0
 
-    def add(self, where: object, what: str, fix: str) -> None:
-        if len(self.listed) < PROBLEMS_LISTED:
+    def add(self, where: Source | str, what: str, fix: str) -> None:
+        """`where` is the row; or text, for what dropping a row cannot mend."""
+        if self.drop and isinstance(where, Source):
+            self.dropped.setdefault(where, what)
+        elif len(self.listed) < PROBLEMS_LISTED:
             self.listed.append(Problem(str(where), what, fix))
         else:
             self.more += 1

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from luthier.data.conversation import Conversation, Message, Source
+from luthier.data.conversation import RESERVED, Conversation, Message, Source
 from luthier.errors import DataError, ModelError, Problem
 
 TrainOn = Literal["all", "last"]
@@ -24,8 +24,7 @@ IGNORE = -100
 """The label of a token that is not trained (PyTorch's `ignore_index`)."""
 
 # Put inside a special token's text where it stands in a message, so that the tokenizer reads plain text there.
-# U+FDD0 is a Unicode noncharacter, set aside for a program's own use: no text holds it by right.
-_SPLIT = "\ufdd0"
+_SPLIT = RESERVED
 
 
 @dataclass(frozen=True)
@@ -173,8 +172,6 @@ class Renderer:
     # --- the template -----------------------------------------------------------------------------------------
 
     def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        from jinja2 import TemplateError
-
         raw = []
         for message in messages:
             item = {"role": message.role, "content": self._guard(message.content)}
@@ -186,9 +183,10 @@ class Renderer:
             text = self.tokenizer.apply_chat_template(
                 raw, tokenize=False, add_generation_prompt=add_generation_prompt, **options
             )
-        except TemplateError as error:  # its syntax, or its own refusal: Gemma's takes no system prompt
+        except Exception as error:  # a template is a program: its refusal (Gemma's of a system prompt), or any mistake
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
             fix = "change what it refuses, or name another template: model.chat_template: chatml"
-            raise ModelError(Problem("chat template", f"cannot write this conversation: {error}", fix)) from None
+            raise ModelError(Problem("chat template", f"cannot write this conversation: {reason}", fix)) from None
         return str(text)
 
     def _guard(self, content: str) -> str:
@@ -237,16 +235,12 @@ def _append(examples: list[Example], turn: Turn, source: Source) -> None:
 
 def _unstable(source: Source, prompt: str, full: str, thinking: bool | None) -> Problem:
     same = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full)))
-    switch = (
-        "set model.thinking to true or false"
-        if thinking is None
-        else f"set model.thinking: {str(not thinking).lower()}"
-    )
+    switch = "" if thinking is None else f"set model.thinking: {str(not thinking).lower()}, or "
     return Problem(
         f"chat template, {source}",
         f"the prompt goes on with {prompt[same : same + 40]!r} and the text with the answer with "
         f"{full[same : same + 40]!r}, so which tokens to train would be a guess",
-        f"{switch}, or name another template: model.chat_template: chatml",
+        f"{switch}name another template: model.chat_template: chatml",
     )
 
 

@@ -14,7 +14,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,34 +29,43 @@ SourcedRow = tuple[Source, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Rows:
-    """What a file held. `encoding` is Python's name of the codec, "binary" for Parquet."""
+    """What a file held. `encoding` is Python's name of the codec, "binary" for Parquet.
+
+    `dropped`: rows that are none, and why; empty unless that was asked for.
+    """
 
     rows: list[SourcedRow]
     kind: Kind
     encoding: str
     sha256: str
     path: Path
+    dropped: dict[Source, str] = field(default_factory=dict)
 
 
-def read_rows(path: Path) -> Rows:
+def read_rows(path: Path, *, drop: bool = False) -> Rows:
     """Every row of a file, in order.
 
     Raises DataError with all problems of the file: each names the file, the row or line, and what to do.
-    Nothing is skipped: a file with one broken row is refused.
+    A file with one broken row is refused; with `drop` that row is left out and named in `dropped`.
     """
     data = _read_bytes(path)
+    sha256 = hashlib.sha256(data).hexdigest()
     file = str(path)
     kind: Kind = "parquet"
     encoding = "binary"
+    problems = Problems(file, drop)
     if data.startswith(b"PAR1"):
-        rows = _parquet(data, file)
+        rows = _parquet(data, problems)
     else:
         text, encoding = decode(data, file)
+        del data  # of a large file, one copy is enough
         kind, read = _reader(text, path)
-        rows = read(text, file) if text.strip() else []
-    if not rows:
+        rows = read(text, problems) if text.strip() else []
+    problems.raise_any()
+    if not rows and not problems.dropped:
         raise DataError(Problem(file, "holds no rows", "check that this is the file you mean"))
-    return Rows(rows, kind, encoding, hashlib.sha256(data).hexdigest(), path)
+    rows = [row for row in rows if row[0] not in problems.dropped] if problems.dropped else rows
+    return Rows(rows, kind, encoding, sha256, path, problems.dropped)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -90,7 +99,9 @@ def _near_names(path: Path) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"check the path: nothing in {path.parent} has such a name"
 
 
-Reader = Callable[[str, str], list[SourcedRow]]
+Reader = Callable[[str, Problems], list[SourcedRow]]
+"""A file's text to its rows. What is wrong goes into the problems and reading goes on; DataError where it cannot."""
+
 LOOKS_LIKE_JSON = re.compile(r'\s*(\[\s*[{\]]|\{\s*["}])')
 UNSAFE = re.compile("[\ud800-\udfff\0]")
 UNSAFE_ESCAPE = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
@@ -140,11 +151,14 @@ def _parse(text: str) -> Any:
         return DECODER.decode(text)
     except json.JSONDecodeError:
         raise
-    except (ValueError, RecursionError) as error:
-        raise json.JSONDecodeError(str(error), text, 0) from None
+    except RecursionError:
+        raise json.JSONDecodeError("lists or objects nest too deep", text, 0) from None
+    except ValueError:
+        raise json.JSONDecodeError("a number has too many digits", text, 0) from None
 
 
-def _json(text: str, file: str) -> list[SourcedRow]:
+def _json(text: str, problems: Problems) -> list[SourcedRow]:
+    file = problems.file
     try:
         top = _parse(text)
     except json.JSONDecodeError as error:
@@ -154,7 +168,7 @@ def _json(text: str, file: str) -> list[SourcedRow]:
             raise DataError(Problem(file, what, "download or export the file again")) from None
         raise DataError(Problem(file, what, "correct that place, or give the file the suffix of what it is")) from None
     rows = ((Source(file, number), row) for number, row in enumerate(_rows_of(top, file), 1))
-    return _checked(rows, text, Problems(file))
+    return _checked(rows, text, problems)
 
 
 def _rows_of(top: Any, file: str) -> list[Any]:
@@ -177,15 +191,23 @@ def _is_turn(item: Any) -> bool:
     return isinstance(item, dict) and ({"role", "content"} <= item.keys() or {"from", "value"} <= item.keys())
 
 
-def _jsonl(text: str, file: str) -> list[SourcedRow]:
-    problems = Problems(file)
-    return _checked(_lines(text, file, problems), text, problems)
+def _jsonl(text: str, problems: Problems) -> list[SourcedRow]:
+    return _checked(_lines(text, problems), text, problems)
 
 
-def _lines(text: str, file: str, problems: Problems) -> Iterator[tuple[Source, Any]]:
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines(): U+2028 may stand in a JSON string
+def _split(text: str) -> Iterator[str]:
+    """Line by line, to have no second copy of a large file. Not splitlines(): U+2028 may stand in a JSON string."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
+
+
+def _lines(text: str, problems: Problems) -> Iterator[tuple[Source, Any]]:
+    for number, line in enumerate(_split(text), 1):
         if line and not line.isspace():
-            source = Source(file, number, "line")
+            source = Source(problems.file, number, "line")
             try:
                 yield source, _parse(line)
             except json.JSONDecodeError as error:
@@ -194,7 +216,7 @@ def _lines(text: str, file: str, problems: Problems) -> Iterator[tuple[Source, A
 
 
 def _checked(rows: Iterator[tuple[Source, Any]], text: str, problems: Problems) -> list[SourcedRow]:
-    """Rows that are objects, with text that can be written as UTF-8. Raises DataError naming all that are not."""
+    """Rows, each an object with text that can be written as UTF-8; the problems name all that are not."""
     kept = []
     escapes = UNSAFE_ESCAPE.search(text)
     for source, row in rows:
@@ -206,7 +228,6 @@ def _checked(rows: Iterator[tuple[Source, Any]], text: str, problems: Problems) 
             what = f"`{column}` holds half a character (a lone surrogate) or NUL"
             problems.add(source, what, "delete that character: it was damaged when the file was made")
         kept.append((source, row))
-    problems.raise_any()
     return kept
 
 
@@ -241,32 +262,30 @@ def _delimiter(text: str) -> str:
     return max(",", "\t", ";", key=header.count)  # the comma wins where none occurs
 
 
-def _csv(text: str, file: str) -> list[SourcedRow]:
-    problems = Problems(file)
-    lines = _csv_lines(text, _delimiter(text), file, problems)
-    place, header = next(lines, (Source(file, 1, "line"), []))
+def _csv(text: str, problems: Problems) -> list[SourcedRow]:
+    lines = _csv_lines(text, _delimiter(text), problems)
+    place, header = next(lines, (Source(problems.file, 1, "line"), []))
     header = [name.strip() for name in header]
     for name in sorted({name for name in header if header.count(name) > 1}):
-        problems.add(place, f"two columns are named {name!r}", "give each column its own name")
+        problems.add(str(place), f"two columns are named {name!r}", "give each column its own name")
     rows = []
     for source, cells in lines:
         if len(cells) != len(header):
-            what = f"{len(cells)} cells where the header names {len(header)} columns"
+            what = f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'} where the header names {len(header)} columns"
             problems.add(source, what, "put a cell that holds the separator or a line break in double quotes")
         rows.append((source, dict(zip(header, cells, strict=False))))
-    problems.raise_any()
-    if header and not rows:
-        raise DataError(Problem(file, "holds a header line but no rows", "check that this is the file you mean"))
+    if header and not rows and not problems.listed:
+        problems.add(problems.file, "holds a header line but no rows", "check that this is the file you mean")
     return rows
 
 
-def _csv_lines(text: str, delimiter: str, file: str, problems: Problems) -> Iterator[tuple[Source, list[str]]]:
+def _csv_lines(text: str, delimiter: str, problems: Problems) -> Iterator[tuple[Source, list[str]]]:
     """Each record with the line on which it begins. After a broken quote nothing can be told apart: it ends there."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     limit = csv.field_size_limit(2**31 - 1)  # the default refuses a document of more than 131,072 characters
     try:
         while True:
-            source = Source(file, reader.line_num + 1, "line")
+            source = Source(problems.file, reader.line_num + 1, "line")
             cells = next(reader, None)
             if cells is None:
                 return
@@ -274,12 +293,12 @@ def _csv_lines(text: str, delimiter: str, file: str, problems: Problems) -> Iter
                 yield source, cells
     except csv.Error as error:
         fix = 'close the quote; write a double quote inside a quoted cell twice: ""'
-        problems.add(source, f"the quotes of this record do not match ({error})", fix)
+        problems.add(str(source), f"the quotes of this record do not match ({error})", fix)
     finally:
         csv.field_size_limit(limit)
 
 
-def _txt(text: str, file: str) -> list[SourcedRow]:
+def _txt(text: str, problems: Problems) -> list[SourcedRow]:
     """Documents are separated by blank lines. Each is a row with the column `text`."""
     rows: list[SourcedRow] = []
     document: list[str] = []
@@ -289,12 +308,12 @@ def _txt(text: str, file: str) -> list[SourcedRow]:
             start = start if document else number
             document.append(line)
         elif document:
-            rows.append((Source(file, start, "line"), {"text": "\n".join(document)}))
+            rows.append((Source(problems.file, start, "line"), {"text": "\n".join(document)}))
             document = []
     return rows
 
 
-def _parquet(data: bytes, file: str) -> list[SourcedRow]:
+def _parquet(data: bytes, problems: Problems) -> list[SourcedRow]:
     import pyarrow
     import pyarrow.parquet
 
@@ -303,15 +322,13 @@ def _parquet(data: bytes, file: str) -> list[SourcedRow]:
         names, records = table.column_names, table.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         what = f"not a whole Parquet file: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        raise DataError(Problem(file, what, "download or export the file again")) from None
-    problems = Problems(file)
+        raise DataError(Problem(problems.file, what, "download or export the file again")) from None
     for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.add(file, f"two columns are named {name!r}", "give each column its own name")
-    rows = [(Source(file, i), row) for i, row in enumerate(records, 1)]
+        problems.add(problems.file, f"two columns are named {name!r}", "give each column its own name")
+    rows = [(Source(problems.file, i), row) for i, row in enumerate(records, 1)]
     for source, row in rows:
         if (column := _unsafe_column(row)) is not None:
             problems.add(source, f"`{column}` holds a NUL character", "delete that character")
-    problems.raise_any()
     return rows
 
 

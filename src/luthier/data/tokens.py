@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ def tokenize(
 ) -> list[list[Example]]:
     """The examples of each conversation, from `cache` if it holds them. Raises ModelError for turns without labels."""
     file = cache / f"{_key(renderer, conversations, train_on)}.npz" if cache else None
-    if file is not None and file.is_file():
-        return _read(file, conversations)
+    if file is not None and (kept := _read(file, conversations)) is not None:
+        return kept
     found: list[list[Example]] = []
     with console.progress("Rendering rows", len(conversations)) as bar:
         for start in range(0, len(conversations), CHUNK):
@@ -32,7 +33,11 @@ def tokenize(
             found += renderer.examples_of_all(chunk, train_on)
             bar.advance(len(chunk))
     if file is not None:
-        _write(file, found)
+        try:
+            _write(file, found)
+        except OSError as error:
+            reason = error.strerror or error
+            console.warn(f"{file.parent} cannot be written ({reason}): the next run has to render these rows again")
     return found
 
 
@@ -64,12 +69,16 @@ def _write(file: Path, found: list[list[Example]]) -> None:
     temporary.replace(file)
 
 
-def _read(file: Path, conversations: Sequence[Conversation]) -> list[list[Example]]:
-    with np.load(file) as arrays:
-        per_row, lengths = arrays["per_row"].tolist(), arrays["lengths"]
-        borders = lengths.cumsum()[:-1]
-        all_ids = np.split(arrays["input_ids"], borders)
-        all_labels = np.split(np.where(arrays["trained"], arrays["input_ids"], IGNORE), borders)
+def _read(file: Path, conversations: Sequence[Conversation]) -> list[list[Example]] | None:
+    """What was kept, or None where nothing is, or where the file was damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            per_row, lengths = arrays["per_row"].tolist(), arrays["lengths"]
+            borders = lengths.cumsum()[:-1]
+            all_ids = np.split(arrays["input_ids"], borders)
+            all_labels = np.split(np.where(arrays["trained"], arrays["input_ids"], IGNORE), borders)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
     sequences = zip(all_ids, all_labels, strict=True)
     return [
         [Example(ids.tolist(), labels.tolist(), conversation.source) for ids, labels in _take(sequences, count)]

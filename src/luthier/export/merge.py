@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from luthier.hub.fetch import fetch_model
 from luthier.inference.opened import Opened, open_run
 from luthier.model import load
 from luthier.model.adapters import write_card
+from luthier.model.files import read_object
 from luthier.report import disk
 from luthier.report.record import RunFolder
 
@@ -109,7 +109,7 @@ def _merge(run: RunFolder, folder: Path, dtype: Choice[str]) -> Merged:
 
 def stored_dtype(folder: Path) -> str:
     """The dtype in which the base's weights are published."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_object(folder / "config.json")
     name = config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype") or "float32"
     return name if name in BOUND else "float32"
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from luthier import console
+from luthier.errors import HubError, Problem
 from luthier.hub.manifest import Manifest
 
 
@@ -36,9 +37,22 @@ def ensure(folder: Path, fill: Callable[[Path], Manifest]) -> Manifest:
     """The manifest of a complete `folder`; if it is not there yet, `fill` makes its content.
 
     `fill` gets a folder which may hold what an interrupted call left. Of two processes, one fills and one waits.
+    Raises HubError where the folder cannot be written.
     """
     if manifest := Manifest.read(folder):
         return manifest
+    try:
+        return _filled(folder, fill)
+    except OSError as error:  # no permission, no room, a name that this file system cannot hold
+        where, fix = (
+            f"cache {folder}",
+            "make it writable, or set LUTHIER_HOME to another folder, and run the command again",
+        )
+        reason = f"{error.strerror or error}"
+        raise HubError(Problem(where, f"cannot be filled: {reason[:200]}", fix)) from error
+
+
+def _filled(folder: Path, fill: Callable[[Path], Manifest]) -> Manifest:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
         if manifest := Manifest.read(folder):  # another process filled it while this one waited

@@ -30,6 +30,17 @@ class RemoteFile:
     git_sha1: str | None = None
     """The file's git blob id, which Hugging Face gives for files that are not in its large file store."""
 
+    def __post_init__(self) -> None:
+        """Raises TypeError for a listing that is none: a hub's libraries take what comes."""
+        for value, kind in (
+            (self.path, str),
+            (self.size or 0, int),
+            (self.sha256 or "", str),
+            (self.git_sha1 or "", str),
+        ):
+            if not isinstance(value, kind):
+                raise TypeError(f"{value!r:.60} in place of {kind.__name__}")
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -144,6 +155,12 @@ def out_of_reach(where: str, *hubs: Hub) -> HubError:
 def broke_off(hub: Hub, repo: str, error: BaseException) -> HubError:
     what = f"{hub.title} broke off: {without_secrets(error)}"
     fix = "run the command again: it goes on where it stopped"
+    return HubError(Problem(f"{hub.name}:{repo}", what, fix))
+
+
+def no_listing(hub: Hub, repo: str, error: BaseException) -> HubError:
+    what = f"{hub.title} answers with something that is no list of files: {without_secrets(error)}"
+    fix = f"try again later; if {hub.endpoint_variable} names a mirror, try without it"
     return HubError(Problem(f"{hub.name}:{repo}", what, fix))
 
 

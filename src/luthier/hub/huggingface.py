@@ -13,6 +13,7 @@ from luthier.hub.hubs import (
     RemoteFile,
     broke_off,
     endpoint_of,
+    no_listing,
     refused,
     repo_missing,
     revision_missing,
@@ -76,8 +77,10 @@ class HuggingFace:
             if error.response.status_code in (401, 403):
                 raise refused(self, repo, kind, error.response.status_code) from error
             raise broke_off(self, repo, error) from error
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, httpx2.HTTPError) as error:
+        except (OSError, httpx2.HTTPError) as error:
             raise broke_off(self, repo, error) from error
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise no_listing(self, repo, error) from error
 
 
 def _remote_file(sibling: Any) -> RemoteFile:

@@ -12,6 +12,7 @@ from luthier.hub.hubs import (
     RemoteFile,
     broke_off,
     endpoint_of,
+    no_listing,
     quiet,
     refused,
     repo_missing,
@@ -69,5 +70,7 @@ class ModelScope:
             raise repo_missing(self, repo, kind, may_be_private=True) from error
         except (errors.AuthenticationError, errors.PermissionDeniedError) as error:
             raise refused(self, repo, kind, error.status_code) from error
-        except (errors.HubError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise no_listing(self, repo, error) from error
+        except (errors.HubError, OSError) as error:
             raise broke_off(self, repo, error) from error

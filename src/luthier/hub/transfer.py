@@ -135,6 +135,9 @@ def _receive(remote: Remote, partial: _Partial, response: requests.Response) -> 
         partial.begin(partial.tag)
     if status >= 500 or status in (408, 416, 429):
         raise _InterruptedError(f"HTTP {status}")
+    if remote.url.startswith("https://") and not response.url.startswith("https://"):
+        what = "the server sends on to an address without https://, where data can be changed on its way"
+        raise HubError(Problem(remote.where, what, "download the file yourself and give its path"))
     remote.check(response)
     if status != 206:
         partial.begin(remote.digest or _strong_etag(response))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from luthier.data.render import Renderer
 from luthier.errors import ModelError, Problem
+from luthier.model.files import PICKLES, read_object, tensor_shapes
 from luthier.recipe.schema import AdapterSettings, ModelSettings
 from luthier.report import disk
 
@@ -44,12 +46,14 @@ def attach(model: Any, settings: AdapterSettings) -> Any:
     """A PeftModel with a fresh LoRA adapter in float32. Raises ModelError for targets that the model does not have."""
     from peft import LoraConfig, TaskType, get_peft_model
 
+    targets = _targets(model, settings.targets)
+    _check_rank(model, targets, settings.rank)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=_targets(model, settings.targets),
+        target_modules=targets,
     )
     try:
         return get_peft_model(model, config)
@@ -69,6 +73,19 @@ def check_targets(folder: Path, settings: AdapterSettings, model_settings: Model
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=remote)
         _targets(AutoModelForCausalLM.from_config(config, trust_remote_code=remote), settings.targets)
+
+
+def _check_rank(model: Any, targets: list[str], rank: int) -> None:
+    """Raises ModelError for a rank above that of every adapted weight: more cannot change more."""
+    weights = (
+        module.weight
+        for name, module in model.named_modules()
+        if any(name == t or name.endswith(f".{t}") for t in targets) and getattr(module, "weight", None) is not None
+    )
+    highest = max((min(weight.shape) for weight in weights), default=rank)
+    if rank > highest:
+        what = f"the largest weight that is adapted has rank {highest}"
+        raise ModelError(Problem(f"adapter.rank: {rank}", what, "set it to that or less; 8 to 64 is usual"))
 
 
 def _targets(model: Any, asked: str | Sequence[str]) -> list[str]:
@@ -95,7 +112,7 @@ def identity(folder: Path) -> str:
     Two fine-tunes of one model differ in their weights alone, and often not in all of them.
     """
     digest = hashlib.sha256()
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_object(folder / "config.json")
     for key in ("_name_or_path", "_model_name_or_path", "transformers_version", "dtype", "torch_dtype"):
         config.pop(key, None)
     digest.update(json.dumps(config, sort_keys=True).encode())
@@ -140,7 +157,11 @@ def read_card(folder: Path) -> dict[str, Any]:
     file = folder / CARD
     if not file.is_file():
         raise ModelError(Problem(str(folder), f"has no {CARD}: it is not an adapter of Luthier", "name a run's folder"))
-    card: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    card = read_object(file)
+    kinds: dict[str, type | tuple[type, ...]] = {"base": str, "base_identity": str, "system": (str, type(None))}
+    wrong = [key for key, kind in kinds.items() if not isinstance(card.get(key), kind)]
+    if wrong:
+        raise ModelError(Problem(str(file), f"is damaged: `{wrong[0]}` is not text", "copy it from the run again"))
     return card
 
 
@@ -156,11 +177,58 @@ def check_asked_alike(folder: Path, renderer: Renderer) -> None:
 
 
 def load(model: Any, folder: Path, base_folder: Path) -> Any:
-    """The model with a saved adapter on it. Raises ModelError if the adapter belongs to another base."""
+    """The model with a saved adapter on it. Raises ModelError if it belongs to another base, or is not whole."""
     from peft import PeftModel
 
     card = read_card(folder)
     if card["base_identity"] != identity(base_folder):
         what = f"was trained on {card['base']}, and {base_folder} holds another model"
         raise ModelError(Problem(str(folder), what, f"load it on {card['base']}"))
-    return PeftModel.from_pretrained(model, folder)
+    shapes = _check_files(folder)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error, below
+            tuned = PeftModel.from_pretrained(model, folder)
+    except Exception as error:  # PEFT reads its config as it comes, and any value of it may be the wrong one
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(Problem(str(folder), f"PEFT cannot load it: {reason}", _COPY)) from None
+    _check_tensors(tuned, shapes, folder)
+    return tuned
+
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_COPY = "copy the adapter folder again, or train again"
+
+
+def _check_files(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of an adapter's tensors. PEFT itself would fall back to a pickle, and import what a config names."""
+    config = read_object(folder / CONFIG)
+    if config.get("peft_type") != "LORA" or config.get("megatron_config"):
+        what = f"is not the config of a LoRA adapter that Luthier made (peft_type {str(config.get('peft_type'))[:40]})"
+        raise ModelError(Problem(str(folder / CONFIG), what, _COPY))
+    if not (folder / WEIGHTS).is_file():
+        pickled = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
+        beside = f"; {pickled[0]} is a pickle, which can run code, and is not read" if pickled else ""
+        raise ModelError(Problem(str(folder), f"has no {WEIGHTS}{beside}", _COPY))
+    shapes = tensor_shapes(folder / WEIGHTS)
+    ranks = {shape[0] for name, shape in shapes.items() if name.endswith("lora_A.weight") and shape}
+    usual = {config.get("r"), *_object(config.get("rank_pattern")).values()}
+    if ranks - usual:
+        what = f"{CONFIG} says rank {config.get('r')}, and {WEIGHTS} has rank {min(ranks - usual)}"
+        raise ModelError(Problem(str(folder), what, "put the two files of one adapter together"))
+    return shapes
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _check_tensors(tuned: Any, shapes: dict[str, tuple[int, ...]], folder: Path) -> None:
+    """PEFT leaves out tensors that it does not know, and fills in ones that it does not find, with a warning."""
+    from peft import get_peft_model_state_dict
+
+    expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(tuned).items()}
+    differing = sorted(dict(expected.items() ^ shapes.items()))
+    if differing:
+        what = f"its tensors are not those that {CONFIG} asks for: {len(differing)} differ, first {differing[0][:120]}"
+        raise ModelError(Problem(str(folder), what, _COPY))

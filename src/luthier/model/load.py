@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from luthier.choice import Choice
 from luthier.data.render import Renderer
 from luthier.errors import ModelError, Problem
+from luthier.model.files import read_object, tensor_shapes, weight_files
 from luthier.recipe.schema import ModelSettings
 
 SHIPPED_TEMPLATES = ("chatml", "instruction-response")
@@ -17,16 +19,30 @@ SHIPPED_TEMPLATES = ("chatml", "instruction-response")
 
 def check_folder(folder: Path) -> None:
     """Raises ModelError with everything that keeps this folder from being loaded."""
-    problems = []
     if not (folder / "config.json").is_file():
         what = "has no config.json" if folder.is_dir() else "is no folder"
-        problems.append(Problem(str(folder), what, "name the folder of a transformers model, or: luthier fetch REF"))
-    elif not list(folder.glob("*.safetensors")):
-        pickled = [p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pth"), *folder.glob("*.pt"))]
-        what = f"holds only pickled weights ({', '.join(pickled)}), which can run code" if pickled else "has no weights"
-        problems.append(Problem(str(folder), what, "use a model published as safetensors"))
+        raise ModelError(Problem(str(folder), what, "name the folder of a transformers model, or: luthier fetch REF"))
+    problems: list[Problem] = []
+    checks: list[Callable[[], object]] = [partial(_check_config, folder / "config.json"), partial(stop_ids, folder)]
+    try:
+        checks += [partial(tensor_shapes, file) for file in weight_files(folder)]
+    except ModelError as error:
+        problems += error.problems
+    for check in checks:
+        try:
+            check()
+        except ModelError as error:
+            problems += error.problems
     if problems:
         raise ModelError(*problems)
+
+
+def _check_config(file: Path) -> None:
+    """transformers would fetch an attention kernel that a config names from a hub, and run it."""
+    kernels = [key for key in ("attn_implementation", "_attn_implementation") if "/" in str(read_object(file).get(key))]
+    if kernels:
+        what = f"`{kernels[0]}` names code on a hub, which would be fetched and run"
+        raise ModelError(Problem(str(file), what, f"delete `{kernels[0]}` from it: Luthier chooses by itself"))
 
 
 def load_tokenizer(folder: Path, settings: ModelSettings) -> Any:
@@ -55,7 +71,11 @@ def _template(name: str) -> str:
     if name in SHIPPED_TEMPLATES:
         return (resources.files("luthier.model") / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
     if Path(name).is_file():
-        return Path(name).read_text(encoding="utf-8")
+        try:
+            return Path(name).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            what = f"cannot be read as UTF-8 text ({error})"
+            raise ModelError(Problem(f"model.chat_template: {name}", what, "save it as UTF-8")) from None
     shipped = f"we ship {' and '.join(SHIPPED_TEMPLATES)}; or name a Jinja file"
     raise ModelError(Problem(f"model.chat_template: {name}", "is no file", shipped))
 
@@ -75,17 +95,28 @@ def pick_thinking(tokenizer: Any, asked: bool | None) -> Choice[bool | None]:
 
 def make_renderer(folder: Path, tokenizer: Any, thinking: bool | None) -> Renderer:
     """The renderer of a model, with the stop tokens of its generation config."""
+    return Renderer(tokenizer, thinking=thinking, stop_ids=stop_ids(folder))
+
+
+def stop_ids(folder: Path) -> list[int]:
+    """`eos_token_id` of the generation config, which may be one, several or none. Raises ModelError."""
     file = folder / "generation_config.json"
-    raw = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
-    stop_ids = raw if isinstance(raw, list) else [] if raw is None else [raw]
-    return Renderer(tokenizer, thinking=thinking, stop_ids=stop_ids)
+    raw = read_object(file).get("eos_token_id") if file.is_file() else None
+    ids = raw if isinstance(raw, list) else [] if raw is None else [raw]
+    if not all(type(token) is int and token >= 0 for token in ids):
+        what = f"`eos_token_id` is {raw!r:.60}, not a token's number or a list of them"
+        raise ModelError(Problem(str(file), what, "correct it, or fetch the file again"))
+    return ids
 
 
 def context_length(folder: Path) -> int | None:
     """`max_position_embeddings` of the (text) model, or None where the config has none."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    length = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
-    return None if length is None else int(length)
+    config = read_object(folder / "config.json")
+    text = config.get("text_config")
+    length = config.get("max_position_embeddings") or (text if isinstance(text, dict) else {}).get(
+        "max_position_embeddings"
+    )
+    return length if isinstance(length, int) else None
 
 
 def load_model(folder: Path, *, dtype: str, device: str, trust_remote_code: bool = False) -> Any:
@@ -106,7 +137,7 @@ def load_model(folder: Path, *, dtype: str, device: str, trust_remote_code: bool
         )
     except SafetensorError as error:
         raise ModelError(Problem(str(folder), f"a weight file is damaged: {error}", "fetch it again")) from None
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a config may hold anything, and each architecture reads it in its own way
         raise ModelError(_unreadable(folder, "model", error)) from None
     absent = sorted([*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])])
     if absent:  # transformers would fill them with random numbers
@@ -129,7 +160,7 @@ def quiet() -> None:
 
 
 def _unreadable(folder: Path, part: str, error: Exception) -> Problem:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
     fix = "check the folder, or fetch the model again"
     if "custom code" in reason:
         fix = "read that code, and if you trust it: model.trust_remote_code: true"

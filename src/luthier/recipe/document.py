@@ -95,7 +95,7 @@ _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusi
 
 
 def _bounds(field: dict[str, Any]) -> str:
-    return " and".join(f" {sign} {field[key]:g}" for key, sign in _BOUNDS.items() if key in field)
+    return " and".join(f" {sign} {field[key]:,.10g}" for key, sign in _BOUNDS.items() if key in field)
 
 
 def _literal(value: Any) -> str:

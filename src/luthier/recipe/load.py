@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+import reprlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from luthier.recipe.document import expected
 from luthier.recipe.schema import Recipe, expand_short_forms
 
 SHORT_FORMS = {"model": "model.ref", "data": "data.train", "system": "data.system", "track": "track.to"}
+LARGEST_FILE = 1_000_000  # bytes; a recipe has some hundreds
+PROBLEMS_LISTED = 20
+UNSAFE = re.compile("[\0\ud800-\udfff\ufdd0]")  # no path, page or tokenizer takes these
 EXAMPLES = {"model": "model: Qwen/Qwen3-0.6B", "data": "data: rows.json", "output": "output: runs/first"}
 
 
@@ -46,11 +51,32 @@ def parse_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
     except ValidationError as error:
         # Of a setting that may be of several types pydantic names each that it is not; for us it is one problem.
         found = {_setting(item["loc"]): item for item in reversed(error.errors())}
-        raise RecipeError(*(_problem(where, path, item) for path, item in reversed(found.items()))) from None
-    problems = list(_contradictions(recipe, where))
+        raise _error([_problem(where, path, item) for path, item in reversed(found.items())], where) from None
+    problems = [*_unsafe_texts(recipe.model_dump(), where), *_contradictions(recipe, where)]
     if problems:
-        raise RecipeError(*problems)
+        raise _error(problems, where)
     return recipe
+
+
+def _error(problems: list[Problem], where: str) -> RecipeError:
+    """The first problems in full, the others as a number."""
+    more = len(problems) - PROBLEMS_LISTED
+    rest = [Problem(where, f"{more:,} more problems like these", "correct those above first")] if more > 0 else []
+    return RecipeError(*problems[:PROBLEMS_LISTED], *rest)
+
+
+def _unsafe_texts(value: Any, where: str, setting: str = "") -> Iterator[Problem]:
+    """Texts with characters that JSON and YAML can write and files, pages and tokenizers cannot hold."""
+    if isinstance(value, str) and UNSAFE.search(value):
+        place = f"{where}, {setting}"
+        yield Problem(place, "holds NUL, half a character (a lone surrogate) or U+FDD0", "delete that character")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _unsafe_texts(key, where, setting)
+            yield from _unsafe_texts(item, where, f"{setting}.{key}".lstrip("."))
+    if isinstance(value, list):
+        for item in value:
+            yield from _unsafe_texts(item, where, setting)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -59,13 +85,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     from luthier.recipe import yaml_text
 
     try:
+        if path.stat().st_size > LARGEST_FILE:
+            what = f"has {path.stat().st_size / 1e6:,.1f} MB: that is no recipe"
+            raise RecipeError(Problem(str(path), what, f"to look at data: luthier data {path.name} -m MODEL"))
         raw = yaml_text.parse(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # a NUL in the name; not UTF-8
+        if not isinstance(error, UnicodeDecodeError):
+            raise RecipeError(Problem(repr(str(path)), "cannot be the name of a file", "check the path")) from None
+        raise RecipeError(Problem(str(path), "is not UTF-8 text", "save it as UTF-8")) from None
     except OSError as error:
         near = [p.name for p in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
         fix = f"recipes in that folder: {', '.join(near)}" if near else "check the path; recipes/ has complete ones"
         raise RecipeError(Problem(str(path), f"cannot be read ({error.strerror or error})", fix)) from None
-    except UnicodeDecodeError:
-        raise RecipeError(Problem(str(path), "is not UTF-8 text", "save it as UTF-8")) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}" if mark else str(path)
@@ -110,18 +141,28 @@ def _setting(loc: Sequence[int | str]) -> tuple[str, ...]:
 def _problem(where: str, path: tuple[str, ...], item: Any) -> Problem:
     """One pydantic error in our words."""
     name = ".".join(path)
-    place = f"{where}, {name}"
+    place = f"{where}, {name[:80]}"
     if name == "system":
         return Problem(place, "cannot be put into data", "write it once, as data.system")
     if item["type"] == "extra_forbidden":
-        known = _settings_of(*path[:-1])
-        elsewhere = [f"{section}.{path[-1]}" for section in Recipe.model_fields if path[-1] in _settings_of(section)]
-        near = elsewhere or difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        fix = f"did you mean {near[0]}?" if near else f"settings here: {', '.join(known)}"
-        return Problem(place, "is no setting", fix)
+        return Problem(place, "is no setting", _nearest(path[-1], _settings_of(*path[:-1])))
     if item["type"] == "missing":
         return Problem(place, "is missing", f"add it: {EXAMPLES.get(name, f'{path[-1]}: …')}")
-    return Problem(place, f"cannot be {item['input']!r}", f"write {expected(path)}")
+    return Problem(place, f"cannot be {_SHORT.repr(item['input'])}", f"write {expected(path)}")
+
+
+def _nearest(key: str, here: list[str]) -> str:
+    """What may have been meant: a setting of that very name in another section, one like it here, or like it there."""
+    others = {f"{section}.{name}": name for section in Recipe.model_fields for name in _settings_of(section)}
+    same = [setting for setting, name in others.items() if name == key]
+    like = same or difflib.get_close_matches(key, here, n=1, cutoff=0.5)
+    names = like or difflib.get_close_matches(key, others.values(), n=1, cutoff=0.7)
+    near = like or [setting for setting, name in others.items() if name in names]
+    return f"did you mean {near[0]}?" if near else f"settings here: {', '.join(here)}"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
 
 
 def _settings_of(*section: str) -> list[str]:

@@ -19,7 +19,12 @@ class Section(BaseModel):
     """Unknown keys are errors, and no value is turned into another type behind the user's back."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
     )
 
 
@@ -59,6 +64,8 @@ class DataSettings(Section):
     """A row longer than that: leave it out, cut its prompt from the left (never its answer), or stop."""
     train_on: Literal["all", "last"] = "all"
     """Which assistant turns are learned."""
+    bad_rows: Literal["error", "drop"] = "error"
+    """Rows that cannot be used (a field missing, a broken line): name them all and stop, or leave them out."""
     duplicates: Literal["drop", "keep"] = "drop"
     """Rows that repeat an earlier row exactly."""
 
@@ -122,7 +129,7 @@ class TrainSettings(Section):
     """GPU: what layers keep for the backward pass waits in the host's memory. Slower; where nothing else fits."""
     engine: Auto | Literal["flat", "plain"] = "auto"
     """`flat`: no padding, shared prefixes computed once. `plain`: padded batches of stock transformers."""
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Same seed, data and machine: same run."""
     deterministic: bool = False
     """GPU: the same bits each time, with slower kernels. A CPU's are always the same for one number of threads."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from luthier.recipe.schema import Recipe  # pydantic takes a while to build it: not for `luthier --help`
 
 Event = dict[str, Any]
+_ELSEWHERE = "choose a folder on a disk that can be written: --set output=FOLDER"
 
 
 class RunFolder:
@@ -68,16 +69,26 @@ class RunFolder:
         Raises RunError where it would mix with other files, is a file, or cannot be written.
         """
         other = f"give the run a folder of its own: --set output={self.path}-2"
-        if self.path.is_dir() and any(self.path.iterdir()) and not self._is_run():
-            raise RunError(Problem(str(self.path), "the folder holds files that are not a run", other))
         try:
+            if self.path.is_dir() and any(self.path.iterdir()) and not self._is_run():
+                raise RunError(Problem(str(self.path), "the folder holds files that are not a run", other))
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             what = f"the folder cannot be made: {error.strerror or error}"
-            raise RunError(Problem(str(self.path), what, other)) from None
-        if not os.access(self.path, os.W_OK):
-            raise RunError(Problem(str(self.path), "the folder cannot be written", other))
+            taken = isinstance(error, FileExistsError | NotADirectoryError)
+            raise RunError(Problem(str(self.path), what, other if taken else _ELSEWHERE)) from None
+        self._check_writable()
         return self
+
+    def _check_writable(self) -> None:
+        """By writing: permissions say nothing of a read-only file system, nor to an administrator."""
+        probe = self.path / f".write-probe.{os.getpid()}"
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            what = f"the folder cannot be written: {error.strerror or error}"
+            raise RunError(Problem(str(self.path), what, _ELSEWHERE)) from None
 
     def clear(self) -> None:
         """Remove what a run wrote (`--fresh`), and nothing else that lies in the folder.
@@ -138,8 +149,11 @@ class RunFolder:
 
     def read_resolved(self) -> dict[str, Choice[Any]]:
         """Empty where the run has not come that far."""
-        rows = _read_json(self.resolved_file) or []
-        return {row["setting"]: Choice(row["value"], row["reason"]) for row in rows}
+        rows = _read_json(self.resolved_file, list) or []
+        try:
+            return {row["setting"]: Choice(row["value"], row["reason"]) for row in rows}
+        except (KeyError, TypeError):
+            raise _damaged(self.resolved_file, "not a list of settings") from None
 
     def check_files(self, fingerprint: str) -> None:
         """Raises RunError where the data files are not those that the run began with."""
@@ -184,7 +198,7 @@ class RunFolder:
 
     def record(self) -> dict[str, Any] | None:
         """run.json, or None while the run is not finished. Raises RunError where it cannot be read."""
-        return _read_json(self.record_file)  # type: ignore[no-any-return]
+        return _read_json(self.record_file, dict)  # type: ignore[no-any-return]
 
     # Where it stands.
 
@@ -244,7 +258,7 @@ class RunFolder:
 
     def _owner(self) -> dict[str, Any] | None:
         """Who holds the lock, or None where that process is gone. One on another host is taken at its word."""
-        owner: dict[str, Any] | None = _read_json(self._owner_file)
+        owner: dict[str, Any] | None = _read_json(self._owner_file, dict)
         if owner is None or owner["host"] != socket.gethostname():
             return owner
         return owner if _is_alive(owner["pid"], owner["started"]) else None
@@ -324,14 +338,22 @@ def _to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(console.finite(value), ensure_ascii=False, indent=indent, allow_nan=False)
 
 
-def _read_json(file: Path) -> Any:
+def _read_json(file: Path, kind: type) -> Any:
+    """The list or dict in a file, None where there is no file. Raises RunError for anything else."""
     try:
-        return json.loads(file.read_bytes())
+        value = json.loads(file.read_bytes())
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        fix = "the file was changed by hand or the disk is damaged; start again with --fresh"
-        raise RunError(Problem(str(file), f"not readable as JSON: {error}", fix)) from None
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file, f"not readable as JSON: {error}") from None
+    if not isinstance(value, kind):
+        raise _damaged(file, f"holds no JSON {'object' if kind is dict else 'array'}")
+    return value
+
+
+def _damaged(file: Path, what: str) -> RunError:
+    fix = "the file was changed by hand or the disk is damaged; start again with --fresh"
+    return RunError(Problem(str(file), what, fix))
 
 
 def _replace(file: Path, text: str) -> None:
@@ -344,7 +366,7 @@ def _parse(line: bytes) -> Event | None:
         event = json.loads(line)
     except ValueError:
         return None
-    return event if isinstance(event, dict) else None
+    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
 
 def _mend_end(file: Any) -> None:

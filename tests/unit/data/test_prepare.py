@@ -277,7 +277,11 @@ def test_nothing_left_to_train_on(renderer: Renderer) -> None:
     with pytest.raises(DataError) as raised:
         run(renderer, 32, train=rows)
     assert raised.value.problems == (
-        Problem("rows.jsonl", "no row is left to train on", "see why: longer than 32 tokens"),
+        Problem(
+            "rows.jsonl",
+            "no row is left to train on (2 of 2: longer than 32 tokens)",
+            "raise data.max_length, or set data.too_long: cut_prompt; line 1 has 70 tokens",
+        ),
     )
 
 

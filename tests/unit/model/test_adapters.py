@@ -114,11 +114,25 @@ def test_layers_that_peft_refuses() -> None:
 
     model = MambaForCausalLM(MambaConfig(vocab_size=40, hidden_size=8, num_hidden_layers=1, state_size=2))
     with pytest.raises(ModelError) as raised:
-        adapters.attach(model, AdapterSettings())
+        adapters.attach(model, AdapterSettings(rank=4))
     (problem,) = raised.value.problems
     assert problem.where == "adapter.targets: linear"
     assert problem.what.startswith("PEFT refuses them: [PEFT:PeftType.LORA] Module 'out_proj' is incompatible")
     assert problem.fix == "name other layers, or use another model"
+
+
+def test_a_rank_that_no_layer_can_use() -> None:
+    """64 is the model's width; PEFT would ask for 256 GB."""
+    with pytest.raises(ModelError) as raised:
+        adapters.attach(make_model("llama"), AdapterSettings(rank=10**9))
+    assert raised.value.problems == (
+        Problem(
+            "adapter.rank: 1000000000",
+            "the largest weight that is adapted has rank 64",
+            "set it to that or less; 8 to 64 is usual",
+        ),
+    )
+    assert adapters.attach(make_model("llama"), AdapterSettings(rank=64)).peft_config["default"].r == 64
 
 
 # ---------------------------------------------------------------- save and load

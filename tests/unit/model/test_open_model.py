@@ -34,7 +34,7 @@ def problem_of(folder: Path) -> Problem:
     with pytest.raises(ModelError) as raised:
         load.load_model(folder, dtype="float32", device="cpu")
     (problem,) = raised.value.problems
-    assert problem.where == str(folder)
+    assert problem.where.startswith(str(folder))
     return problem
 
 
@@ -70,17 +70,15 @@ def test_pickled_weights_are_not_read(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("keep", "reason"),
     [
-        (-1000, "incomplete metadata, file not fully covered"),
-        (100, "invalid header length"),
-        (0, "header too small"),
+        (-1000, "is cut: it has 452,984 bytes, and its header names 453,984"),
+        (100, "is damaged: its header does not fit into its 100 bytes"),
+        (0, "is damaged: its header does not fit into its 0 bytes"),
     ],
 )
 def test_a_truncated_weight_file(folder: Path, keep: int, reason: str) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    assert problem_of(folder) == Problem(
-        str(folder), f"a weight file is damaged: Error while deserializing header: {reason}", "fetch it again"
-    )
+    assert problem_of(folder) == Problem(str(file), reason, "fetch or copy it again")
 
 
 def test_a_missing_shard(folder: Path) -> None:
@@ -91,9 +89,9 @@ def test_a_missing_shard(folder: Path) -> None:
     }
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": names}), encoding="utf-8")
-    problem = problem_of(folder)
-    assert problem.what.startswith("the model cannot be loaded: No such file or directory")
-    assert problem.what.endswith("model-00002-of-00002.safetensors")
+    second = folder / "model-00002-of-00002.safetensors"
+    assert problem_of(folder) == Problem(str(second), "is not there", "fetch or copy it again")
+    shutil.copy(folder / "model-00001-of-00002.safetensors", second)
     index.write_text(json.dumps({"weight_map": names}), encoding="utf-8")
     assert problem_of(folder).what == "the model cannot be loaded: 'metadata'"
 

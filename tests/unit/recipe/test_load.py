@@ -141,7 +141,11 @@ prompts: Who are you?
             "write auto or whole number > 0 "
             "(A checkpoint every so many steps. auto: ten in a run, and at most every 100 steps.)",
         ),
-        ("recipe.yaml, train.seed", "cannot be True", "write whole number (Same seed, data and machine: same run.)"),
+        (
+            "recipe.yaml, train.seed",
+            "cannot be True",
+            "write whole number ≥ 0 and < 4,294,967,296 (Same seed, data and machine: same run.)",
+        ),
         (
             "recipe.yaml, train.zzz",
             "is no setting",
