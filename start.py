@@ -358,7 +358,7 @@ def try_lock(lock: IO[str]) -> bool:
 
 
 def run_luthier(command: Sequence[str]) -> int:
-    """Become `luthier COMMAND` or the benchmark. Windows cannot replace a process: this one waits, and leaves it Ctrl-C."""
+    """Become the command. Windows cannot replace a process: there this one waits and leaves Ctrl-C to it."""
     program = [str(BIN / "luthier") + ".exe" * (os.name == "nt"), *command]
     if command[0] == "bench":
         program = [str(PYTHON), "-m", "benchmarks", *command[1:]]

@@ -19,7 +19,7 @@ from benchmarks.harness import Entry, make_task, race
 from benchmarks.jobs import JOBS, Job
 from benchmarks.machine import describe
 from benchmarks.models import SHAPES, model_folder
-from benchmarks.tables import COLUMNS, JobReport, brief, write
+from benchmarks.tables import BRIEF_COLUMNS, JobReport, brief, write
 from benchmarks.task import Task, num_labels
 from luthier import console
 from luthier.errors import CheckFailed, InputError, LuthierError, Problem
@@ -82,7 +82,7 @@ def bench(
         for entry in race(task, report.entries, repeat=repeat, peers=work / "peers"):
             console.say(f"  {entry.title}: {brief(entry)}")
             write(folder, facts, reports)
-        console.table(COLUMNS, report.rows())
+        console.table(BRIEF_COLUMNS, report.brief_rows())
         console.say(report.loss_check()[1])
     console.say(f"\nWritten: {folder / 'results.md'} and results.json")
     failed = [text for good, text in (report.loss_check() for report in reports) if not good]
@@ -131,9 +131,9 @@ def changed(job: Job, asked: dict[str, Any]) -> Job:
 def draw(job: Job, file: Path | None, model: Path) -> tuple[jobs.Rendered, str]:
     """The rows of a job as tokens, and where they come from."""
     count = job.batch_size * (job.steps + 1)
-    if file is not None and job.takes_rows:
-        return jobs.render(jobs.read(file, count), model), f"rows drawn from {file.name}"
-    return jobs.render(job.make(random.Random(0), count), model), "rows made by the benchmark"
+    given = file if job.takes_rows else None
+    rows = jobs.read(given, count) if given else job.make(random.Random(0), count)
+    return jobs.render(rows, model), f"rows drawn from {given.name}" if given else "rows made by the benchmark"
 
 
 def heading(task: Task, job: Job, origin: str) -> str:

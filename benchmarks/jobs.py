@@ -74,7 +74,10 @@ class Rendered:
 
 
 def render(rows: Sequence[Row], model: Path) -> Rendered:
-    """The rows' tokens. Where a template writes a conversation as several sequences, each becomes a row of its own."""
+    """The rows' tokens. Where a template writes a conversation as several sequences, each becomes a row of its own.
+
+    Raises DataError for rows that are longer than the model can take.
+    """
 
     tokenizer = load.load_tokenizer(model, ModelSettings(ref=str(model)))
     renderer = load.make_renderer(model, tokenizer, load.pick_thinking(tokenizer, None).value)
@@ -90,6 +93,10 @@ def render(rows: Sequence[Row], model: Path) -> Rendered:
         rows = [row[: i + 1] for row in rows for i, message in enumerate(row) if message["role"] == "assistant"]
         train_on = "last"
         found = tokens(train_on)
+    longest, context = max(len(ids) for row in found for ids, _ in row), load.context_length(model)
+    if context is not None and longest > context:
+        what = f"takes {context:,} tokens, and the longest row has {longest:,}"
+        raise DataError(Problem(str(model), what, "name another model, or other rows"))
     return Rendered(list(rows), [row[0][0] for row in found], [row[0][1] for row in found], train_on)
 
 

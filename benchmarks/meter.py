@@ -21,25 +21,27 @@ class Meter(TrainerCallback):  # type: ignore[misc]
     """The wall time from the end of the warm-up step to the end of the last one, and all that was trained between.
 
     meter = Meter(task)
-    trainer = meter.on(Trainer(…))
-    trainer.train()
-    return meter.result(trainer, same_labels=True)
+    Trainer(…, callbacks=[meter]).train()
+    return meter.result(same_labels=True)
     """
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self.ends: list[float] = []
+        self.losses: list[float] = []
         self.batches: list[tuple[int, int, int]] = []  # rows, tokens and labels of each micro-batch
 
-    def on(self, trainer: Any) -> Any:
-        trainer.data_collator = self._counting(trainer.data_collator)
-        trainer.add_callback(self)
-        return trainer
+    def on_train_begin(self, args: Any, state: Any, control: Any, *, train_dataloader: Any, **_: Any) -> None:
+        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)  # accelerate wraps it
+        loader.collate_fn = self._counting(loader.collate_fn)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.task.device != "cpu":
             torch.accelerator.synchronize()
         self.ends.append(time.perf_counter())
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.losses = [float(entry["loss"]) for entry in state.log_history if "loss" in entry]
 
     def _counting(self, collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def counting(rows: Sequence[Any]) -> Any:
@@ -49,7 +51,7 @@ class Meter(TrainerCallback):  # type: ignore[misc]
 
         return counting
 
-    def result(self, trainer: Any, *, same_labels: bool, notes: Sequence[str] = ()) -> Result:
+    def result(self, *, same_labels: bool, notes: Sequence[str] = ()) -> Result:
         each_step = len(self.batches) // len(self.ends)
         rows, tokens, labelled = (sum(part) for part in zip(*self.batches[each_step:], strict=True))
         return Result(
@@ -57,7 +59,7 @@ class Meter(TrainerCallback):  # type: ignore[misc]
             rows=rows,
             tokens=tokens,
             labelled=labelled,
-            losses=[float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
+            losses=self.losses,
             peak_bytes=peak_bytes(self.task.device),
             same_labels=same_labels,
             notes=list(notes),

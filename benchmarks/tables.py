@@ -29,6 +29,7 @@ COLUMNS = (
     "last loss",
     "notes",
 )
+BRIEF_COLUMNS = ("contender", "dtype", "samples/s", "ratio", "of the limit", "peak memory")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class JobReport:
             for entry in self.entries
             if entry.results or entry.trouble
         ]
+
+    def brief_rows(self) -> list[list[str]]:
+        """Cells of `BRIEF_COLUMNS`, for a screen 80 characters wide."""
+        kept = [COLUMNS.index(column) for column in BRIEF_COLUMNS]
+        return [[cells[index] for index in kept] for cells in self.rows()]
 
     def loss_check(self) -> tuple[bool, str]:
         """Whether all that trained the same tokens began with the same loss, and the sentence that says so."""

@@ -13,16 +13,15 @@ from benchmarks.task import Result, Task
 
 def run(task: Task) -> Result:
     meter = Meter(task)
-    trainer = meter.on(
-        Trainer(
-            model=load_with_adapter(task, dropout=0.0),
-            args=arguments(task, bf16=task.dtype == "bfloat16"),
-            train_dataset=token_rows(task, grouped_by_length(task)),
-            data_collator=DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(task.model), padding=True),
-        )
+    trainer = Trainer(
+        model=load_with_adapter(task, dropout=0.0),
+        args=arguments(task, bf16=task.dtype == "bfloat16"),
+        train_dataset=token_rows(task, grouped_by_length(task)),
+        data_collator=DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(task.model), padding=True),
+        callbacks=[meter],
     )
     trainer.train()
-    return meter.result(trainer, same_labels=True)
+    return meter.result(same_labels=True)
 
 
 def grouped_by_length(task: Task) -> list[int]:

@@ -55,7 +55,4 @@ def arguments(task: Task, **more: Any) -> TrainingArguments:
 
 def token_rows(task: Task, order: Sequence[int]) -> list[dict[str, list[int]]]:
     """The task's tokens and labels as a Trainer's rows."""
-    return [
-        {"input_ids": task.input_ids[i], "attention_mask": [1] * len(task.input_ids[i]), "labels": task.labels[i]}
-        for i in order
-    ]
+    return [{"input_ids": task.input_ids[i], "labels": task.labels[i]} for i in order]

@@ -21,28 +21,24 @@ def run(task: Task) -> Result:
     from trl import SFTConfig, SFTTrainer
 
     model = load_model(task)
-    rows = [
-        {"input_ids": row["input_ids"], "labels": row["labels"]} for row in token_rows(task, grouped_by_length(task))
-    ]
     best = on_gpu(model) if task.device == "cuda" else {}
     meter = Meter(task)
-    trainer = meter.on(
-        SFTTrainer(
-            model=model,
-            args=SFTConfig(
-                **settings(task),
-                **best,
-                max_length=None,
-                gradient_checkpointing=False,
-                bf16=task.dtype == "bfloat16",
-            ),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=AutoTokenizer.from_pretrained(task.model),
-            peft_config=lora(0.0),
-        )
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            **settings(task),
+            **best,
+            max_length=None,
+            gradient_checkpointing=False,
+            bf16=task.dtype == "bfloat16",
+        ),
+        train_dataset=Dataset.from_list(token_rows(task, grouped_by_length(task))),
+        processing_class=AutoTokenizer.from_pretrained(task.model),
+        peft_config=lora(0.0),
+        callbacks=[meter],
     )
     trainer.train()
-    return meter.result(trainer, same_labels=True, notes=list(best) or ["padded, grouped by length"])
+    return meter.result(same_labels=True, notes=list(best) or ["padded, grouped by length"])
 
 
 def on_gpu(model: Any) -> dict[str, bool]:

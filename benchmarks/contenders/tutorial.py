@@ -21,16 +21,15 @@ def run(task: Task) -> Result:
     single = all(len(messages) == 3 for messages in task.messages)  # system, user, assistant: all its format knows
     rows = [tutorial_row(tokenizer, *messages) for messages in task.messages] if single else None
     meter = Meter(task)
-    trainer = meter.on(
-        Trainer(
-            model=load_with_adapter(task, dropout=0.1),
-            args=arguments(task, gradient_checkpointing=True),
-            train_dataset=rows or token_rows(task, range(len(task.input_ids))),
-            data_collator=DataCollatorForSeq2Seq(tokenizer=tokenizer, padding=True),
-        )
+    trainer = Trainer(
+        model=load_with_adapter(task, dropout=0.1),
+        args=arguments(task, gradient_checkpointing=True),
+        train_dataset=rows or token_rows(task, range(len(task.input_ids))),
+        data_collator=DataCollatorForSeq2Seq(tokenizer=tokenizer, padding=True),
+        callbacks=[meter],
     )
     trainer.train()
-    return meter.result(trainer, same_labels=not single, notes=notes(task, single=single))
+    return meter.result(same_labels=not single, notes=notes(task, single=single))
 
 
 def tutorial_row(
