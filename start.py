@@ -2,6 +2,7 @@
 
     python start.py demo                    a first tuned model, in minutes
     python start.py test                    lint, types and all tests of the project
+    python start.py bench                   speed and memory against the tutorial's script and peers (bench --help)
     python start.py COMMAND …               any luthier command: doctor, data, train, chat, …
     python start.py --torch BUILD COMMAND   choose the torch build yourself (kept for later starts): auto, cpu, cuda,
                                             rocm-gfx1151 (your chip's gfx name), or keep: the torch of the Python
@@ -358,12 +359,15 @@ def try_lock(lock: IO[str]) -> bool:
 
 
 def run_luthier(command: Sequence[str]) -> int:
-    """Become `luthier COMMAND`. Windows cannot replace a process: there this one waits and leaves Ctrl-C to it."""
-    luthier = str(BIN / "luthier")
+    """Become the command. Windows cannot replace a process: there this one waits and leaves Ctrl-C to it."""
+    program = [str(BIN / "luthier") + ".exe" * (os.name == "nt"), *command]
+    if command[0] == "bench":
+        program = [str(PYTHON), "-m", "benchmarks", *command[1:]]
+        os.environ["PYTHONPATH"] = str(ROOT)
     os.environ["LUTHIER_COMMAND"] = f"{Path(sys.executable).stem} {Path(sys.argv[0]).name}"  # what to type next
     if os.name == "posix":
-        os.execv(luthier, [luthier, *command])
-    with subprocess.Popen([luthier + ".exe", *command]) as process:
+        os.execv(program[0], program)
+    with subprocess.Popen(program) as process:
         while True:
             with contextlib.suppress(KeyboardInterrupt):
                 return process.wait()
