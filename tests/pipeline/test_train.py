@@ -164,7 +164,7 @@ def test_each_automatic_choice_has_its_reason(run: RunFolder) -> None:
         "data.files": (fingerprint, "their fingerprint: with these files alone the run goes on"),
         "model.device": ("cpu", "the recipe asks for it"),
         "threads": (1, "OMP_NUM_THREADS is set"),
-        "train.micro_batch_tokens": (512, "more is no faster on cpu; about 0.0 GB"),
+        "train.micro_batch_tokens": (1024, "more is no faster on cpu; about 0.0 GB"),
         "train.batch_size": (8, "the recipe asks for it"),
         "train.eval_steps": (2, "five evaluations in a run, besides the one before it"),
         "train.save_steps": (100, "the recipe asks for it"),

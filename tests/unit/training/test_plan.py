@@ -170,7 +170,7 @@ def test_a_micro_batch_fills_half_of_the_free_memory(free: dict[str, int]) -> No
     free["cpu"] = 10
     assert plan.pick_micro_batch(settings(), FOUND, 0, "cpu").value == 1
     free["cpu"] = 10**12
-    for device, most in (("cpu", 512), ("mps", 4096), ("cuda", 16384)):
+    for device, most in (("cpu", 1024), ("mps", 4096), ("cuda", 16384)):
         chosen = plan.pick_micro_batch(settings(), FOUND, 0, device)
         assert chosen == Choice(most, f"more is no faster on {device}; about {11e6 * most / 1e9:.1f} GB")
 
