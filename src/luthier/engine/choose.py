@@ -33,7 +33,8 @@ def pick_engine(model: Any, examples: Sequence[Example], *, asked: str) -> Choic
     if reason is None:
         checked = _check(model, flat, examples)
         if checked.value:
-            return _chosen(model, flat, f"no padding, {sharing}; {checked.reason}")
+            elementwise = f", {' and '.join(flat.by_liger)} by Liger kernels" if flat.by_liger else ""
+            return _chosen(model, flat, f"no padding, {sharing}{elementwise}; {checked.reason}")
         reason = checked.reason
     if asked == "flat":
         raise ModelError(Problem("train.engine: flat", reason, "set train.engine: auto or plain"))

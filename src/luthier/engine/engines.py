@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from luthier.data.batches import Filling
 from luthier.data.render import IGNORE, Example
-from luthier.engine import attention, lora, loss, norm, recurrent
+from luthier.engine import attention, liger, lora, loss, norm, recurrent
 from luthier.engine.instance import restore
 from luthier.engine.layout import Tree, flatten, in_order
 
@@ -48,7 +48,8 @@ class Engine(Protocol):
 class FlatEngine:
     """No padded token in any linear layer, shared prefixes computed once, logits only where there is a label.
 
-    LoRA layers, norms and loss are computed by the routines of `lora`, `norm` and `loss` where those are the same.
+    LoRA layers, norms and loss are computed by the routines of `lora`, `norm` and `loss` where those are the same; on a
+    GPU, norms and gated MLPs by Liger's kernels where those are there.
 
     Args:
         share: whether tokens that rows of a micro-batch begin with are computed once in training. The gradient is the
@@ -64,9 +65,11 @@ class FlatEngine:
     def __init__(self, *, share: bool = True) -> None:
         self.share = share
         self.fused_loss = False
+        self.by_liger: list[str] = []
 
     def prepare(self, model: Any) -> None:
         lora.fuse(model)
+        self.by_liger = liger.fuse(model)
         norm.fuse(model)
         self.fused_loss = loss.fuse(_causal(model))
         recurrent.take_flat_rows(model)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 class Replaced(partial[Any]):
@@ -18,8 +19,26 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
     module.forward = Replaced(forward, module.forward)
 
 
+def is_replaced(module: nn.Module) -> bool:
+    return isinstance(vars(module).get("forward"), Replaced)
+
+
 def restore(model: nn.Module) -> None:
     """Gives every module of the model the forward of its class back."""
     for module in model.modules():
-        if isinstance(vars(module).get("forward"), Replaced):
+        if is_replaced(module):
             del module.forward
+
+
+def output_and_gradient(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """What a forward makes of x, and the gradient of x when that of the output is a slope from -1 to 1."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        y = forward(x)
+        slope = torch.linspace(-1, 1, y.numel(), device=y.device, dtype=y.dtype).view_as(y)
+        return y.detach(), torch.autograd.grad(y, x, slope)[0]
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """|found - expected| / |expected|, summed up in float32."""
+    return float((found.float() - expected.float()).norm() / expected.float().norm())

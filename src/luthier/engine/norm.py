@@ -8,6 +8,7 @@ A frozen norm's weight needs no gradient. Sums are float32, as in the stock modu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,37 +16,50 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from luthier.engine.instance import replace_forward
+from luthier.engine.instance import is_replaced, output_and_gradient, relative_error, replace_forward
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
+Routine = Callable[[Tensor, Tensor, float, float], Tensor]
+"""x [..., H], weight [H], eps, offset → x normalised and multiplied with weight + offset, in the dtype of x."""
 
-def fuse(model: nn.Module) -> int:
-    """Gives the frozen RMSNorms of this model instance the routine below; returns how many have it.
 
-    A module first proves that it is one: its own forward and the routine agree on an input, with its weight as it is
-    (Llama) or as what it adds to one (Gemma).
+def fuse(model: nn.Module, routine: Routine | None = None) -> int:
+    """Gives the frozen RMSNorms of this model instance that are still stock a routine; returns how many have it.
+
+    A module first proves that it is one: its own forward and the routine agree on an input and its gradient, with its
+    weight as it is (Llama) or as what it adds to one (Gemma). Without a routine, it is the one below.
     """
-    fused = 0
+    routine, fused = routine or _with_offset, 0
     for module in model.modules():
         weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
-        if not type(module).__name__.endswith("RMSNorm") or weight is None or eps is None or weight.requires_grad:
+        if not type(module).__name__.endswith("RMSNorm") or weight is None or eps is None:
             continue
-        offset = next((offset for offset in (0.0, 1.0) if _agrees(module, weight, eps, offset)), None)
+        if weight.requires_grad or is_replaced(module):
+            continue
+        offset = next((offset for offset in (0.0, 1.0) if _agrees(module, routine, weight, eps, offset)), None)
         if offset is not None:
-            replace_forward(module, partial(_forward, weight, eps, offset))
+            replace_forward(module, partial(_forward, routine, weight, eps, offset))
             fused += 1
     return fused
 
 
-def _agrees(module: nn.Module, weight: Tensor, eps: float, offset: float) -> bool:
-    x = torch.linspace(-1, 2, weight.numel(), device=weight.device, dtype=weight.dtype)
-    with torch.no_grad():
-        expected, found = module(x), _forward(weight, eps, offset, None, x)
-    return bool(torch.allclose(found, expected, rtol=TOLERANCE[x.dtype], atol=1e-6))
+def _agrees(module: nn.Module, routine: Routine, weight: Tensor, eps: float, offset: float) -> bool:
+    x = torch.linspace(-1, 2, weight.numel(), device=weight.device, dtype=weight.dtype)[None]
+    y, dx = output_and_gradient(module, x)
+    try:
+        found, found_dx = output_and_gradient(partial(_forward, routine, weight, eps, offset, None), x)
+    except Exception:  # whatever a kernel's compiler or the card cannot do, the module's own forward can
+        return False
+    same = torch.allclose(found, y, rtol=TOLERANCE[x.dtype], atol=1e-6)
+    return same and relative_error(found_dx, dx) <= TOLERANCE[x.dtype]
 
 
-def _forward(weight: Tensor, eps: float, offset: float, own: object, x: Tensor) -> Tensor:
+def _forward(routine: Routine, weight: Tensor, eps: float, offset: float, own: object, x: Tensor) -> Tensor:
+    return routine(x, weight, eps, offset)
+
+
+def _with_offset(x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
     return rms_norm(x, weight.float() + offset, eps)
 
 

@@ -1,0 +1,72 @@
+"""Gated MLPs, `down(act(gate(x)) * up(x))`, with a kernel of one's own for what lies between the products.
+
+Written out, the middle keeps act(gate), and reads and writes its [N, I] values four times forward; a kernel does it in
+one pass each way and keeps only gate and up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, silu
+
+from luthier.engine.instance import output_and_gradient, relative_error, replace_forward
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+CHILDREN = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+"""A module of more parts than these does more."""
+
+Activation = Callable[[Tensor], Tensor]
+Middle = Callable[[Tensor, Tensor], Tensor]
+"""gate, up [..., I] → act(gate) * up."""
+
+tanh_gelu: Activation = partial(gelu, approximate="tanh")
+
+
+def fuse(model: Any, silu_mul: Middle, gelu_mul: Middle) -> int:
+    """Gives the gated MLPs of this model instance such a kernel; returns how many have it.
+
+    A module first proves that it is one: its own forward and the one below agree on an input and its gradient.
+    """
+    fused = 0
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()  # an adapter's dropout would tell the two apart
+    try:
+        for module in model.modules():
+            if {name for name, _ in module.named_children()} != CHILDREN:
+                continue
+            middle = _middle(module, {silu: silu_mul, tanh_gelu: gelu_mul})
+            if middle is not None and _agrees(module, middle, model.dtype):
+                replace_forward(module, partial(_forward, module, middle))
+                fused += 1
+    finally:
+        for module, training in was_training.items():
+            module.training = training
+    return fused
+
+
+def _middle(module: Any, kernels: dict[Activation, Middle]) -> Middle | None:
+    """The kernel whose activation is the module's: families name it in many ways, so it is asked for its values."""
+    x = torch.linspace(-6, 6, 121)
+    found = module.act_fn(x)
+    return next((kernel for activation, kernel in kernels.items() if torch.allclose(found, activation(x))), None)
+
+
+def _agrees(module: Any, middle: Middle, dtype: torch.dtype) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 4, module.gate_proj.in_features, generator=generator).to(next(module.parameters()).device, dtype)
+    expected = output_and_gradient(module, x)
+    try:
+        found = output_and_gradient(partial(_forward, module, middle, None), x)
+    except Exception:  # whatever a kernel's compiler or the card cannot do, the module's own forward can
+        return False
+    return all(relative_error(*pair) <= TOLERANCE[dtype] for pair in zip(found, expected, strict=True))
+
+
+def _forward(module: Any, middle: Middle, own: object, x: Tensor) -> Tensor:
+    y: Tensor = module.down_proj(middle(module.gate_proj(x), module.up_proj(x)))
+    return y
