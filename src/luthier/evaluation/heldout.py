@@ -29,7 +29,7 @@ def mean_loss(
     total = 0.0
     try:
         with torch.no_grad():
-            for batch in micro_batches(examples, engine.cost, budget=budget):
+            for batch in micro_batches(examples, engine, budget=budget):
                 before_each(batch)
                 total += float(engine.loss_sum(model, batch))
     finally:

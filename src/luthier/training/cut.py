@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from luthier import console
-from luthier.data.batches import Cost, micro_batches
+from luthier.data.batches import micro_batches
 from luthier.data.render import Example
 from luthier.errors import Problem, RunError
+
+if TYPE_CHECKING:
+    from luthier.engine.engines import Engine  # which imports torch: not to refuse a wrong recipe
 
 # How torch says that memory is used up where it has no exception of its own for it.
 OUT_OF_MEMORY = (
@@ -17,6 +21,7 @@ OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "std::bad_alloc",
 )
+STEPS_LOOKED_AT = 200
 SMALLER = "set train.gradient_checkpointing: true, lower data.max_length, or take a smaller model"
 
 
@@ -46,28 +51,26 @@ class Cut:
     ) -> None:
         self.tokens, self.parts, self.asked, self.on_halved = tokens, parts, asked, on_halved
 
-    def batches(self, examples: Sequence[Example], cost: Cost) -> list[list[Example]]:
-        return micro_batches(examples, cost, budget=self.tokens, parts=self.parts)
+    def batches(self, examples: Sequence[Example], engine: Engine) -> list[list[Example]]:
+        return micro_batches(examples, engine, budget=self.tokens, parts=self.parts)
 
-    def dearest(self, examples: Sequence[Example], cost: Cost, batch_size: int) -> list[list[Example]]:
-        """Micro-batches that no other one of the run exceeds by much: of the longest rows, and of the most labels."""
-        found = []
-        for size in (lambda e: len(e.input_ids), lambda e: e.num_labels):
-            rows = sorted(examples, key=size, reverse=True)[:batch_size]
-            found.append(self.batches(rows, cost)[-1] if self.parts else self._filled(rows, cost))
-        return found[:1] if found[0] == found[1] else found
+    def dearest(
+        self, examples: Sequence[Example], steps: Sequence[Sequence[int]], engine: Engine
+    ) -> list[list[Example]]:
+        """The micro-batches of most tokens and of most labels that `steps` and the longest rows give.
 
-    def _filled(self, rows: Sequence[Example], cost: Cost) -> list[Example]:
-        batch = [rows[0]]
-        for row in rows[1:]:
-            if cost([*batch, row]) > self.tokens:
-                break
-            batch.append(row)
-        return batch
+        No other one of the run exceeds them by much.
+        """
+        longest = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))[-max(map(len, steps)) :]
+        some = [*steps[:STEPS_LOOKED_AT], longest]
+        found = [batch for step in some for batch in self.batches([examples[i] for i in step], engine)]
+        most_tokens = max(found, key=engine.cost)
+        most_labels = max(found, key=lambda batch: sum(example.num_labels for example in batch))
+        return [most_tokens] if most_tokens == most_labels else [most_tokens, most_labels]
 
-    def halve(self, failed: Sequence[Example], cost: Cost) -> None:
+    def halve(self, failed: Sequence[Example], engine: Engine) -> None:
         """After `failed` did not fit: half as many tokens at once. Raises RunError where that is not to be had."""
-        tokens = cost(failed)
+        tokens = engine.cost(failed)
         if len(failed) == 1:
             what = f"the memory does not hold this row alone ({tokens:,} tokens)"
             raise RunError(Problem(str(failed[0].source), what, SMALLER))

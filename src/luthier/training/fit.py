@@ -78,7 +78,6 @@ def _train(trainer: LuthierTrainer, run: RunFolder, last: Path | None) -> bool:
 
 def _trainer(job: Job, run: RunFolder, display: Display, stop: OrderlyStop, last: Path | None) -> LuthierTrainer:
     settings, resumed = job.recipe.train, last is not None
-    _prepare_checkpointing(job)
 
     def emit(event: dict[str, Any]) -> None:
         run.log(event)
@@ -96,10 +95,11 @@ def _trainer(job: Job, run: RunFolder, display: Display, stop: OrderlyStop, last
         job.model,
         _arguments(job, run.checkpoints_dir, resumed=resumed),
         job.engine,
-        StepDataset(job.data.train, settings.batch_size, settings.seed),
+        StepDataset(job.data.train, job.steps),
         job.data.heldout_examples,
         cut=_cut(job, run, last),
         checkpoints_kept=settings.save_total_limit,
+        offload=settings.offload_activations,
         guard=Guard(skipped),
         stop_asked=stop.asked,
         callbacks=callbacks,
@@ -157,13 +157,6 @@ def _arguments(job: Job, folder: Path, *, resumed: bool) -> TrainingArguments:
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-
-
-def _prepare_checkpointing(job: Job) -> None:
-    if job.value("train.gradient_checkpointing"):
-        # transformers 5.23 has a new name for it; 5.20, the last that Python 3.10 gets, has the old one alone.
-        enable = getattr(job.model, "activation_checkpointing_enable", job.model.gradient_checkpointing_enable)
-        enable()
 
 
 def _show_choices(job: Job) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import Problem, RunError, Stopped, Terminated, all_of
+from luthier.hardware.environment import importing
 from luthier.recipe.load import load_recipe, parse_recipe
 from luthier.recipe.schema import Recipe
 from luthier.report.record import RunFolder, refuse_secrets
@@ -36,11 +37,11 @@ def train(recipe: Recipe | dict[str, Any] | str | Path, *, fresh: bool = False) 
 
 
 def _train(run: RunFolder, recipe: Recipe, *, going_on: bool) -> None:
-    # Heavy libraries are loaded from here on: a wrong recipe is refused at once.
-    from luthier.training import room
-    from luthier.training.finish import finish
-    from luthier.training.fit import fit
-    from luthier.training.job import prepare_job
+    with importing():  # heavy libraries, only now: a wrong recipe is refused at once
+        from luthier.training import room
+        from luthier.training.finish import finish
+        from luthier.training.fit import fit
+        from luthier.training.job import prepare_job
 
     job = prepare_job(recipe, run.read_resolved() if going_on else {})
     room.check(run, job.room)
