@@ -10,6 +10,8 @@ STEP 0 is before the rehearsal.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -28,6 +30,8 @@ def run_short() -> None:
     if kind == "file":
         _set(resource.RLIMIT_FSIZE, int(value))
     elif kind == "memory":
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what the process holds and does not use would hide the limit
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         _set(resource.RLIMIT_AS, pages * resource.getpagesize() + int(value))
     else:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from driver import PAIRS, SYSTEM, Workplace, files_in, luthier
+from driver import PAIRS, SYSTEM, Workplace, events, files_in, luthier
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -272,7 +272,9 @@ def test_a_merge_that_changes_the_answers_fails(
 
 def test_a_diverged_run(shop: Workplace) -> None:
     train = {"steps": 2, "learning_rate": 1e30, "warmup": 0, "schedule": "constant"}
-    run = shop.train("diverged-after", train=train)
+    run, recipe = shop.run("diverged-after"), shop.recipe("diverged-after", train=train)
+    assert luthier("train", recipe).status == 0
+    assert [event["step"] for event in events(run, "skip")] == [2]
     done = luthier("merge", run.path, "-o", shop.folder / "diverged")
     assert (done.status, done.err) == (
         1,

@@ -102,7 +102,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(
 def wide(shop: Workplace) -> dict[str, Any]:
     """A model whose activations are large beside the process itself: some 100 MB for a whole step at once."""
     folder = shop.folder / "wide-model"
-    model = make_model("llama", hidden_size=256, intermediate_size=1024, num_hidden_layers=6)
+    model = make_model("llama", hidden_size=256, intermediate_size=4096, num_hidden_layers=6)
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return {"model": {"ref": str(folder)}, "data": {"holdout": 0}, "train": {"steps": 2, "batch_size": 20}}
@@ -178,6 +178,24 @@ def test_a_step_without_a_number_is_not_applied_and_its_row_is_named(shop: Workp
     assert all(
         bool(weight.isfinite().all()) for weight in load_file(run.adapter_dir / "adapter_model.safetensors").values()
     )
+
+
+def test_read_late_as_on_a_gpu_it_is_the_same(shop: Workplace, poisoned: Path) -> None:
+    """There the optimizer's kernel passes over the step, and its number is read while the next one is computed."""
+    rows = write_rows(shop.folder / "late.jsonl", [*PAIRS[:8], ("What is ^ in a very long question?", "A hat.")])
+    settings = {
+        "model": {"ref": str(poisoned)},
+        "data": {"train": str(rows), "holdout": 0},
+        "train": {"epochs": 2, "batch_size": 3},
+    }
+    now, late = shop.run("read-now"), shop.run("read-late")
+    assert luthier("train", shop.recipe("read-now", **settings)).status == 0
+    with mock.patch("luthier.training.trainer.READ_LATE", ("cpu",)):
+        assert luthier("train", shop.recipe("read-late", **settings)).status == 0
+    assert adapter_bytes(late) == adapter_bytes(now)
+    skipped = [[(event["step"], event["rows"]) for event in events(run, "skip")] for run in (now, late)]
+    assert skipped[0] == skipped[1]
+    assert len(skipped[0]) == 2
 
 
 def test_several_in_a_row_end_the_training(shop: Workplace, poisoned: Path) -> None:

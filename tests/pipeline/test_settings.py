@@ -68,8 +68,11 @@ def test_the_plain_engine_gives_the_same_losses(shop: Workplace, usual: RunFolde
     assert result["computed_tokens"] > result["real_tokens"]  # padding
 
 
+NO_REHEARSAL = mock.patch.object(LuthierTrainer, "rehearse")
+
+
 def test_gradient_checkpointing_gives_the_same_losses(shop: Workplace, usual: RunFolder) -> None:
-    with mock.patch("transformers.modeling_utils.checkpoint", wraps=checkpoint) as recomputed:
+    with NO_REHEARSAL, mock.patch("transformers.modeling_utils.checkpoint", wraps=checkpoint) as recomputed:
         run = trained(shop, "checkpointing", gradient_checkpointing=True)
     assert losses(run) == close_to(losses(usual))
     assert run.read_resolved()["train.gradient_checkpointing"].value == 2
@@ -77,7 +80,7 @@ def test_gradient_checkpointing_gives_the_same_losses(shop: Workplace, usual: Ru
 
 
 def test_one_layer_recomputed_gives_the_same_losses(shop: Workplace, usual: RunFolder) -> None:
-    with mock.patch("transformers.modeling_utils.checkpoint", wraps=checkpoint) as recomputed:
+    with NO_REHEARSAL, mock.patch("transformers.modeling_utils.checkpoint", wraps=checkpoint) as recomputed:
         run = trained(shop, "one-layer", gradient_checkpointing=1)
     assert losses(run) == close_to(losses(usual))
     assert recomputed.call_count == 3
@@ -341,7 +344,13 @@ def test_load_best_with_intervals_of_its_own(shop: Workplace) -> None:
 
 
 def test_a_training_that_diverges_is_told_as_such(shop: Workplace) -> None:
-    run = shop.train("diverged", train={"steps": 3, **WORSE_AFTER_ONE_STEP, "learning_rate": 1e30})
+    """Two steps that give no number are not applied; a third would end it."""
+    train = {"steps": 3, **WORSE_AFTER_ONE_STEP, "learning_rate": 1e30}
+    run, done = shop.run("diverged"), luthier("train", shop.recipe("diverged", train=train))
+    assert done.status == 0
+    assert [line.partition(" Rows: ")[0] for line in done.err.splitlines()] == [
+        f"note: step {step}: its loss is not a finite number, so it is not applied." for step in (2, 3)
+    ]
     assert losses(run)[1:] == [None, None]
     result = (run.record() or {})["result"]
     assert (result["train_loss"], result["heldout_loss_after"]) == (None, None)

@@ -181,7 +181,7 @@ def test_the_loss_scale_of_float16_goes_on(shop: Workplace) -> None:
     with mock.patch("luthier.training.trainer.GradScaler", partial(GradScaler, init_scale=first)):
         whole = shop.train("float16", **settings)
         recipe = shop.recipe("float16-stopped", **settings)
-        with signals_in_step(3, signal.SIGTERM):
+        with signals_in_step(4, signal.SIGTERM):
             assert luthier("train", recipe).status == 3
         stopped = shop.run("float16-stopped")
         norms = [event["grad_norm"] for event in events(stopped, "step")]

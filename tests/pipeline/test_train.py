@@ -158,12 +158,16 @@ def test_each_automatic_choice_has_its_reason(run: RunFolder) -> None:
     assert re.fullmatch(
         r"recomputing costs a third of the time, and 128 tokens at once take about 0\.0 of [\d.]+ GB free", why
     )
+    machine, why = resolved.pop("machine")
+    assert "; torch 2." in machine and ", transformers 5." in machine
+    assert why == "on another one the result may differ in its last bits"
     assert resolved == {
         "model.thinking": (None, "the chat template has no thinking mode"),
         "data.max_length": (256, "the model takes no more"),
         "data.files": (fingerprint, "their fingerprint: with these files alone the run goes on"),
         "model.device": ("cpu", "the recipe asks for it"),
         "threads": (1, "OMP_NUM_THREADS is set"),
+        "train.deterministic": (True, "a CPU adds in the same order each time, with the same number of threads"),
         "train.micro_batch_tokens": (1024, "more is no faster on cpu; about 0.0 GB"),
         "train.batch_size": (8, "the recipe asks for it"),
         "train.eval_steps": (2, "five evaluations in a run, besides the one before it"),
@@ -211,6 +215,8 @@ def test_the_figures_of_the_result(run: RunFolder) -> None:
         "train_loss": pytest.approx(sum(losses(run)) / 6),
         "heldout_loss_before": heldout[0],
         "heldout_loss_after": heldout[-1],
+        "end_probability_before": pytest.approx(0.0057, abs=1e-4),  # of two tokens among 400, by chance
+        "end_probability_after": pytest.approx(0.0064, abs=1e-4),
     }
     assert heldout[-1] < heldout[0]
 
@@ -270,6 +276,7 @@ def test_the_recipe_is_kept_with_every_default(shop: Workplace, run: RunFolder) 
         "offload_activations": False,
         "engine": "auto",
         "seed": 42,
+        "deterministic": False,
         "save_on_each_node": False,
     }
 

@@ -52,6 +52,7 @@ def micro_batches(
         engine: says which those are, and how many tokens it computes for them.
         budget: a micro-batch is filled up to so many tokens. A single row may exceed it; so may rows that share a
             prefix of more than half of it, up to twice the prefix, which would else be computed again for a few rows.
+            1: each row alone.
         parts: cut into exactly so many equal parts instead (`gradient_accumulation_steps`).
     """
     ordered = engine.in_order(examples)
@@ -63,7 +64,7 @@ def micro_batches(
     filling = engine.filling()
     for example in ordered:
         added, alone = filling.added(example), engine.filling().added(example)
-        if batches and filling.tokens + added <= max(budget, 2 * (alone - added)):
+        if batches and budget > 1 and filling.tokens + added <= max(budget, 2 * (alone - added)):
             batches[-1].append(example)
         else:
             batches.append([example])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from luthier import console
 from luthier.data.batches import micro_batches
 from luthier.data.render import Example
-from luthier.engine.engines import Engine
 from luthier.errors import Problem, RunError
+
+if TYPE_CHECKING:
+    from luthier.engine.engines import Engine  # which imports torch: not to refuse a wrong recipe
 
 # How torch says that memory is used up where it has no exception of its own for it.
 OUT_OF_MEMORY = (
@@ -18,6 +21,7 @@ OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "std::bad_alloc",
 )
+STEPS_LOOKED_AT = 200
 SMALLER = "set train.gradient_checkpointing: true, lower data.max_length, or take a smaller model"
 
 
@@ -50,15 +54,19 @@ class Cut:
     def batches(self, examples: Sequence[Example], engine: Engine) -> list[list[Example]]:
         return micro_batches(examples, engine, budget=self.tokens, parts=self.parts)
 
-    def dearest(self, examples: Sequence[Example], engine: Engine, batch_size: int) -> list[list[Example]]:
-        """Micro-batches that no other one of the run exceeds by much: of the longest rows, and of the most labels."""
-        found: list[list[Example]] = []
-        for size, dear in ((lambda e: len(e.input_ids), engine.cost), (lambda e: e.num_labels, _labels)):
-            rows = sorted(examples, key=size, reverse=True)[:batch_size]
-            dearest = max(self.batches(rows, engine), key=dear)
-            if dearest not in found:
-                found.append(dearest)
-        return found
+    def dearest(
+        self, examples: Sequence[Example], steps: Sequence[Sequence[int]], engine: Engine
+    ) -> list[list[Example]]:
+        """The micro-batches of most tokens and of most labels that `steps` and the longest rows give.
+
+        No other one of the run exceeds them by much.
+        """
+        longest = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))[-max(map(len, steps)) :]
+        some = [*steps[:STEPS_LOOKED_AT], longest]
+        found = [batch for step in some for batch in self.batches([examples[i] for i in step], engine)]
+        most_tokens = max(found, key=engine.cost)
+        most_labels = max(found, key=lambda batch: sum(example.num_labels for example in batch))
+        return [most_tokens] if most_tokens == most_labels else [most_tokens, most_labels]
 
     def halve(self, failed: Sequence[Example], engine: Engine) -> None:
         """After `failed` did not fit: half as many tokens at once. Raises RunError where that is not to be had."""
@@ -75,7 +83,3 @@ class Cut:
             "The steps stay the same"
         )
         self.on_halved(self.tokens)
-
-
-def _labels(batch: Sequence[Example]) -> int:
-    return sum(example.num_labels for example in batch)

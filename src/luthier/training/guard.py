@@ -54,9 +54,27 @@ class Guard:
             raise CheckFailed(Problem(f"step {step}", what, fix))
 
 
-def has_finite_gradient(model: Any) -> bool:
+def finite(loss: torch.Tensor, model: Any) -> torch.Tensor:
+    """[2] float32 on the device: 1 where the loss, and the gradient, is a finite number. Waits for nothing."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+    norm = torch.nn.utils.get_total_norm(gradients).to(loss.device)
+    return torch.stack([loss.isfinite(), norm.isfinite()]).float()
+
+
+def read_later(values: torch.Tensor) -> Callable[[], list[float]]:
+    """What reads them once they are there: on a GPU without waiting for what was queued after them."""
+    if not values.is_cuda:
+        here = values.tolist()
+        return lambda: here
+    host = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> list[float]:
+        copied.synchronize()
+        return host.tolist()  # type: ignore[no-any-return]
+
+    return read
 
 
 def rows_without_loss(model: Any, engine: Engine, examples: Sequence[Example]) -> list[str]:

@@ -29,8 +29,9 @@ from luthier.report import disk
 from luthier.training import checkpoint, randomness, room
 from luthier.training.activations import offloaded
 from luthier.training.cut import Cut, is_out_of_memory
-from luthier.training.guard import Guard, has_finite_gradient, rows_without_loss
+from luthier.training.guard import Guard, finite, read_later, rows_without_loss
 
+READ_LATE = ("cuda",)  # devices on which a step is looked at while the next one is computed
 MPS_RNG = "rng_mps.pth"
 T = TypeVar("T")
 
@@ -100,9 +101,9 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
             model, args, train_dataset=steps, eval_dataset=heldout or None, callbacks=[_Epochs(steps), *callbacks]
         )
         self.remove_callback(PrinterCallback)  # Luthier's own display shows the same figures
+        self.add_callback(_Beside(self))
         if args.fp16 and self.accelerator.scaler is None:  # accelerate scales the loss on GPUs alone
             self.accelerator.scaler, self.accelerator.native_amp = GradScaler(args.device.type), True
-        self.add_callback(_Beside(self))
         self.engine, self.heldout, self.cut = engine, heldout, cut
         self.checkpoints_kept, self.guard, self.stop_asked = checkpoints_kept, guard or Guard(), stop_asked
         self.keeping = functools.partial(offloaded, model) if offload else contextlib.nullcontext
@@ -110,6 +111,8 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         self._batch: Sequence[Example] = ()  # the micro-batch in progress
         self._after_step = randomness.snapshot()
         self._saves_beside: Path | None = None
+        self._reads_late = args.device.type in READ_LATE
+        self._unread: tuple[int, Sequence[Example], Callable[[], list[float]]] | None = None
 
     def get_train_dataloader(self) -> DataLoader[list[Example]]:
         # batch_size=1 and not None: accelerate's skip_first_batches, by which a run resumes, needs a batch sampler.
@@ -168,17 +171,32 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
             self.cut.halve(self._batch, self.engine)
 
     def _look_at(self, total: torch.Tensor, examples: Sequence[Example]) -> None:
-        """Takes the gradients away from a step that must not be applied: the optimizer passes over it."""
-        gradient_finite = has_finite_gradient(self.model)
-        finite = torch.stack([total.isfinite().float(), torch.tensor(float(gradient_finite), device=total.device)])
-        loss_is, gradient_is = self.accelerator.gather(finite[None]).amin(0).bool().tolist()
-        step, scaled = self.state.global_step + 1, self.accelerator.scaler is not None
-        if self.guard.passes(step, loss_is, gradient_is, scaled=scaled):
+        """Keeps a step that must not be applied from the weights.
+
+        On a GPU the optimizer's own kernel passes over it, and which it was is read one step later: the processor does
+        not wait for the device. float16's scaler passes over it by itself.
+        """
+        found = self.accelerator.gather(finite(total, self.model)[None]).amin(0)
+        if self._reads_late and self.accelerator.scaler is None:
+            self.optimizer.optimizer.found_inf = 1 - found.amin()
+            self._judge()
+            self._unread = self.state.global_step + 1, examples, read_later(found)
             return
+        self._unread = self.state.global_step + 1, examples, read_later(found)
+        if not self._judge() and self.accelerator.scaler is None:
+            self.model.zero_grad()  # an optimizer without gradients does nothing
+
+    def _judge(self) -> bool:
+        """Whether the step that was looked at last is applied; names its rows if not."""
+        if self._unread is None:
+            return True
+        (step, examples, read), self._unread = self._unread, None
+        loss_is, gradient_is = read()
+        if self.guard.passes(step, bool(loss_is), bool(gradient_is), scaled=self.accelerator.scaler is not None):
+            return True
         rows = rows_without_loss(self.model, self.engine, examples)
-        if not scaled:  # the scaler wants to see what it leaves out
-            self.model.zero_grad()
         self.guard.skip(step, f"its {'gradient' if loss_is else 'loss'} is not a finite number", rows)
+        return False
 
     def rehearse(self) -> None:
         """Forward and backward of the dearest micro-batches, so that too little memory shows before the first step.
@@ -192,11 +210,11 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         restore()
 
     def _rehearse(self) -> None:
-        most = max(map(len, self.train_dataset.rows))
-        for batch in self.cut.dearest(self.train_dataset.examples, self.engine, most):
+        data = self.train_dataset
+        for batch in self.cut.dearest(data.examples, data.steps.epoch(0), self.engine):
             self._begin(batch)
             with self.accelerator.no_sync(self.model_wrapped):
-                with self.compute_loss_context_manager():
+                with self.compute_loss_context_manager(), self.keeping():
                     loss = self.engine.loss_sum(self.model_wrapped, batch)
                 torch.autograd.backward(loss)
             self.model.zero_grad()
@@ -266,8 +284,10 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
 
     # --- checkpoints ----------------------------------------------------------------------------------------
 
-    def step_ended(self) -> None:
+    def step_ended(self, *, last: bool = False) -> None:
         self._after_step = randomness.snapshot()
+        if last:
+            self._judge()
 
     def save_last_step(self) -> None:
         """The checkpoint of the last finished step, after StepGivenUp: as it would have been written then."""
@@ -356,7 +376,7 @@ class _Beside(TrainerCallback):  # type: ignore[misc]
         self.trainer.begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.step_ended()
+        self.trainer.step_ended(last=state.global_step >= state.max_steps)
 
 
 def _free_memory() -> None:

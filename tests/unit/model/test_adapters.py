@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import FAMILIES, add_adapter, make_model, save_model
+from tiny import CHATML, FAMILIES, add_adapter, make_model, save_model
 
 from luthier.data.render import Renderer
 from luthier.errors import ModelError, Problem
@@ -172,6 +172,7 @@ def test_the_files_of_an_adapter(saved: tuple[Path, torch.Tensor], tiny_model: P
         "system": "Sei gütig.",
         "thinking": None,
         "stop_ids": [2, 299],
+        "chat_template": CHATML,
     }
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == str(tiny_model)

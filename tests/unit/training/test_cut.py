@@ -7,11 +7,11 @@ import torch
 
 from luthier.data.conversation import Source
 from luthier.data.render import IGNORE, Example
-from luthier.engine.engines import PlainEngine
+from luthier.engine.engines import FlatEngine, PlainEngine
 from luthier.errors import Problem, RunError
 from luthier.training.cut import SMALLER, Cut, is_out_of_memory
 
-ENGINE = PlainEngine()
+PLAIN = PlainEngine()
 
 
 def row(length: int, labels: int, number: int = 1) -> Example:
@@ -20,42 +20,49 @@ def row(length: int, labels: int, number: int = 1) -> Example:
 
 
 ROWS = [row(4, 1, 1), row(9, 1, 2), row(8, 7, 3), row(8, 1, 4), row(5, 4, 5)]
+STEPS = [[0, 2], [3, 4], [1]]
 
 
 def numbers(batches: list[list[Example]]) -> list[list[int]]:
-    return [[example.source.number for example in batch] for batch in batches]
+    return [sorted(example.source.number for example in batch) for batch in batches]
 
 
-def test_the_dearest_micro_batches_are_of_the_longest_rows_and_of_the_most_labels() -> None:
-    assert numbers(Cut(20).dearest(ROWS, ENGINE, 4)) == [[4, 2], [3, 2]]
-    assert numbers(Cut(1).dearest(ROWS, ENGINE, 4)) == [[2], [3]]
-    assert numbers(Cut(100).dearest(ROWS, ENGINE, 5)) == [[1, 5, 3, 4, 2]]
-    assert numbers(Cut(100, parts=2).dearest(ROWS, ENGINE, 4)) == [[4, 2], [3, 2]]
-
-
-def test_no_step_has_a_dearer_one() -> None:
-    dearest = max(ENGINE.cost(batch) for batch in Cut(20).dearest(ROWS, ENGINE, 4))
-    assert max(ENGINE.cost(batch) for batch in Cut(20).batches(ROWS, ENGINE)) <= dearest
+def test_the_dearest_micro_batches_are_of_most_tokens_and_of_most_labels() -> None:
+    assert numbers(Cut(16).dearest(ROWS, STEPS, PLAIN)) == [[1, 3]]  # 16 tokens and 8 labels
+    assert numbers(Cut(18).dearest(ROWS, STEPS, PLAIN)) == [[2, 4], [1, 3]]  # the longest two: 18 tokens, 2 labels
+    assert numbers(Cut(1).dearest(ROWS, STEPS, PLAIN)) == [[2], [3]]
 
 
 def test_halving_cuts_what_did_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     told: list[int] = []
     cut = Cut(1000, on_halved=told.append)
-    cut.halve(ROWS, ENGINE)  # 5 rows of 9: far below the budget, which alone would have to be halved five times
+    cut.halve(ROWS, PLAIN)  # 5 rows of 9: far below the budget, which alone would have to be halved five times
     assert (cut.tokens, told) == (22, [22])
-    assert numbers(cut.batches(ROWS, ENGINE)) == [[1, 5], [3, 4], [2]]
+    assert numbers(cut.batches(ROWS, PLAIN)) == [[1, 5], [3, 4], [2]]
     assert capsys.readouterr().err == (
         "note: out of memory with 45 tokens at once: micro-batches of 22 tokens from here on. The steps stay the same\n"
     )
 
 
+def test_halving_ends_with_each_row_alone() -> None:
+    """Also where rows share a prefix, for which a micro-batch may exceed its budget."""
+    shared = [Example([*range(3, 60), 100 + n], [IGNORE] * 57 + [100 + n], Source("r", n)) for n in range(4)]
+    cut, engine = Cut(10), FlatEngine()
+    for _ in range(10):
+        largest = max(cut.batches(shared, engine), key=len)
+        if len(largest) == 1:
+            break
+        cut.halve(largest, engine)
+    assert numbers(cut.batches(shared, engine)) == [[0], [1], [2], [3]]
+
+
 def test_one_row_alone_and_what_is_asked_for_are_refused() -> None:
     with pytest.raises(RunError) as caught:
-        Cut(1000).halve(ROWS[1:2], ENGINE)
+        Cut(1000).halve(ROWS[1:2], PLAIN)
     what = "the memory does not hold this row alone (9 tokens)"
     assert caught.value.problems == (Problem("rows.json, row 2", what, SMALLER),)
     with pytest.raises(RunError) as caught:
-        Cut(1000, asked="train.micro_batch_tokens").halve(ROWS, ENGINE)
+        Cut(1000, asked="train.micro_batch_tokens").halve(ROWS, PLAIN)
     what = "the memory does not hold a micro-batch of 5 rows (45 tokens)"
     assert caught.value.problems == (Problem("train.micro_batch_tokens", what, f"leave it at auto, or {SMALLER}"),)
 
