@@ -126,7 +126,7 @@ TEMPLATES = {
     ),
     "that calls itself": (
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-        "cannot write this conversation: maximum recursion depth exceeded",
+        "cannot write this conversation: it calls itself without end",
         ANOTHER,
     ),
     "that fills the memory": ("{{ 'a' * (10**14) }}", "cannot write this conversation: MemoryError", ANOTHER),

@@ -36,7 +36,8 @@ REFUSED: dict[str, tuple[str | bytes, list[tuple[str, str]]]] = {
             ),
             (
                 "WHERE, train.batch_size: cannot be 2.5",
-                "write whole number > 0 (Rows in one optimizer step, on all devices together.)",
+                "write auto or whole number > 0 (Rows in one optimizer step, on all devices together. auto: 16, unless "
+                "batch_tokens says it.)",
             ),
             (
                 "WHERE, train.learning_rate: cannot be 'abc'",

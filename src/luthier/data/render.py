@@ -185,6 +185,8 @@ class Renderer:
             )
         except Exception as error:  # a template is a program: its refusal (Gemma's of a system prompt), or any mistake
             reason = " ".join(str(error).split())[:300] or type(error).__name__
+            if isinstance(error, RecursionError):  # whose text depends on where it was noticed
+                reason = "it calls itself without end"
             fix = "change what it refuses, or name another template: model.chat_template: chatml"
             raise ModelError(Problem("chat template", f"cannot write this conversation: {reason}", fix)) from None
         return str(text)

@@ -67,7 +67,7 @@ def read_later(values: torch.Tensor) -> Callable[[], list[float]]:
         here = values.tolist()
         return lambda: here
     host = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
-    copied = torch.cuda.Event()
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record()
 
     def read() -> list[float]:

@@ -10,12 +10,12 @@ import torch
 from tiny import add_adapter, make_model
 from torch import nn
 from torch.nn.functional import gelu, silu
+from unit.engine.test_choose import ROWS
 
 from luthier.engine import choose, liger, mlp, norm
 from luthier.engine.choose import pick_engine
 from luthier.engine.engines import FlatEngine
 from luthier.engine.instance import is_replaced, output_and_gradient, relative_error, restore
-from unit.engine.test_choose import ROWS
 
 
 def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
