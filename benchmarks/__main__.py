@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,7 +18,7 @@ from benchmarks.contenders import CONTENDERS
 from benchmarks.harness import Entry, make_task, race
 from benchmarks.jobs import JOBS, Job
 from benchmarks.machine import describe
-from benchmarks.models import SHAPES, model_folder
+from benchmarks.models import model_folder
 from benchmarks.tables import BRIEF_COLUMNS, JobReport, brief, write
 from benchmarks.task import Task, num_labels
 from luthier import console
@@ -42,10 +42,10 @@ def bench(
     rows: Annotated[
         Path | None, typer.Option(envvar="LUTHIER_BENCH_ROWS", help="huanhuan.json; without it, rows like it are made.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="Of weights and products.")] = "auto",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")] = "auto",
     shape: Annotated[
-        str | None, typer.Option(help=f"Random weights in the shape of Qwen3 for every job: {', '.join(SHAPES)}.")
+        Literal["0.6b", "1.7b", "4b", "8b"] | None, typer.Option(help="For every job random weights of Qwen3's shape.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Another model for every job: a folder or a hub's name.")] = None,
     layers: Annotated[int | None, typer.Option(min=1, help="Fewer layers for Qwen3 shapes.")] = None,
@@ -53,7 +53,7 @@ def bench(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of an optimizer step.")] = None,
     padded_batch: Annotated[int | None, typer.Option(min=1, help="Rows of a padded micro-batch.")] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Runs of each contender; medians are shown.")] = 1,
-    baseline: Annotated[str, typer.Option(help="The contender that ratios refer to.")] = "tutorial",
+    baseline: Annotated[str | None, typer.Option(help="What ratios refer to: the tutorial, else the first.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for models, peers, logs and results.")] = Path("build/bench"),
 ) -> None:
     """Measure Luthier against the tutorial's script, its tuned form, peers and the machine's limit."""
@@ -62,30 +62,31 @@ def bench(
     on = pick_device(device).value
     chosen = pick_dtype(on, dtype)
     lineup = line_up(contender or usual(on, peers=peers), chosen.value)
-    work = output.absolute()
-    folder = work / datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    facts = describe(on, chosen)
-    console.say(facts["summary"])
+    compared_with = pick(baseline, lineup)
     of_model = {"model": model or (f"qwen3-{shape}" if shape else None)}
     changes = {"steps": steps, "batch_size": batch_size, "padded_batch": padded_batch, **of_model}
-    reports: list[JobReport] = []
-    for name in job or JOBS:
-        asked = changed(find(name), changes)
-        where = model_folder(asked.model, work / "models", layers=layers)
-        drawn, origin = draw(asked, rows, where)
-        task = make_task(name, asked, drawn, where, dtype=chosen.value, device=on, folder=folder / name)
-        report = JobReport(
-            name, heading(task, asked, origin), [Entry(*each) for each in lineup], pick(baseline, lineup)
-        )
-        reports.append(report)
-        console.say(f"\n{name}: {report.heading}")
+    asked = {name: changed(find(name), changes) for name in job or JOBS}
+    facts = describe(on, chosen)
+    console.say(facts["summary"])
+
+    work = output.absolute()
+    folder = work / datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    tasks: list[tuple[Task, JobReport]] = []  # all of them before the first runs, so that none fails hours later
+    for name, each in asked.items():
+        where = model_folder(each.model, work / "models", layers=layers)
+        drawn, origin = draw(each, rows, where)
+        task = make_task(name, each, drawn, where, dtype=chosen.value, device=on, folder=folder / name)
+        entries = [Entry(*pair) for pair in lineup]
+        tasks.append((task, JobReport(name, heading(task, each, origin), entries, compared_with)))
+    for task, report in tasks:
+        console.say(f"\n{report.name}: {report.heading}")
         for entry in race(task, report.entries, repeat=repeat, peers=work / "peers"):
             console.say(f"  {entry.title}: {brief(entry)}")
-            write(folder, facts, reports)
+            write(folder, facts, [report for _, report in tasks if report.rows()])
         console.table(BRIEF_COLUMNS, report.brief_rows())
         console.say(report.loss_check()[1])
     console.say(f"\nWritten: {folder / 'results.md'} and results.json")
-    failed = [text for good, text in (report.loss_check() for report in reports) if not good]
+    failed = [text for good, text in (report.loss_check() for _, report in tasks) if not good]
     if failed:
         raise CheckFailed(*(Problem("bench", text, f"see the logs in {folder}") for text in failed))
 
@@ -106,10 +107,17 @@ def line_up(names: Sequence[str], dtype: str) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pairs))
 
 
-def pick(baseline: str, lineup: Sequence[tuple[str, str]]) -> str:
-    """The title of the entry that ratios refer to: the last of that name, which is not the one of a fixed dtype."""
-    titles = [Entry(*each).title for each in lineup]
-    return next((title for title in reversed(titles) if title.split()[0] == baseline), titles[0])
+def pick(baseline: str | None, lineup: Sequence[tuple[str, str]]) -> str:
+    """The title of the entry that ratios refer to: the last of that name, which is not the one of a fixed dtype.
+
+    Without a name it is the tutorial, else the first. Raises InputError for one that does not run.
+    """
+    names = [name for name, _ in lineup]
+    chosen = baseline or ("tutorial" if "tutorial" in names else names[0])
+    if chosen not in names:
+        what = "does not run, so nothing can be compared with it"
+        raise InputError(Problem(f"--baseline {chosen}", what, f"name one of: {', '.join(names)}"))
+    return next(Entry(*each).title for each in reversed(lineup) if each[0] == chosen)
 
 
 def find(name: str) -> Job:

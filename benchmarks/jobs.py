@@ -38,9 +38,7 @@ class Job:
 
 JOBS = {
     "huanhuan": Job("short Chinese dialogue under one system prompt", dialogue, takes_rows=True),
-    "qwen3": Job(
-        "the same rows on a model in the shape of Qwen3", dialogue, model="qwen3-0.6b", padded_batch=8, takes_rows=True
-    ),
+    "qwen3": Job("such rows on random weights in the shape of Qwen3", dialogue, model="qwen3-0.6b", takes_rows=True),
     "document": Job("short questions on one long document", one_document, padded_batch=4, steps=1),
     "long": Job("rows of 2,000 to 8,000 tokens", long_rows, batch_size=4, padded_batch=1, steps=1),
     "turns": Job("conversations of three to eight turns", several_turns, padded_batch=8, steps=1),
@@ -74,11 +72,10 @@ class Rendered:
 
 
 def render(rows: Sequence[Row], model: Path) -> Rendered:
-    """The rows' tokens. Where a template writes a conversation as several sequences, each becomes a row of its own.
+    """The rows' tokens. Where a template writes a conversation as several sequences, they become rows in random order.
 
     Raises DataError for rows that are longer than the model can take.
     """
-
     tokenizer = load.load_tokenizer(model, ModelSettings(ref=str(model)))
     renderer = load.make_renderer(model, tokenizer, load.pick_thinking(tokenizer, None).value)
 
@@ -91,6 +88,7 @@ def render(rows: Sequence[Row], model: Path) -> Rendered:
     found = tokens(train_on)
     if any(len(examples) > 1 for examples in found):
         rows = [row[: i + 1] for row in rows for i, message in enumerate(row) if message["role"] == "assistant"]
+        random.Random(0).shuffle(rows)
         train_on = "last"
         found = tokens(train_on)
     longest, context = max(len(ids) for row in found for ids, _ in row), load.context_length(model)

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from luthier.choice import Choice
-from luthier.hardware.compute import measure_rates, pick_threads
+from luthier.hardware.compute import pick_threads
 from luthier.hardware.probe import probe
 from luthier.report import words
 
@@ -25,10 +25,5 @@ def describe(device: str, dtype: Choice[str]) -> dict[str, Any]:
         + ", ".join(f"{name} {version}" for name, version in versions.items())
         + f". {dtype.value}: {dtype.reason}."
     )
-    return {
-        "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
-        "summary": summary,
-        "machine": machine.to_json(),
-        "versions": versions,
-        "rates": measure_rates(device),
-    }
+    date = datetime.now().strftime("%Y-%m-%d %H:%M")
+    return {"date": date, "summary": summary, "machine": machine.to_json(), "versions": versions}

@@ -21,19 +21,18 @@ def environment(name: str, contender: Contender, folder: Path, device: str) -> P
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     stamp = folder / "installed.json"  # written last: its presence means that the install is complete
     wanted = [*contender.requirements, *(contender.gpu_requirements if device == "cuda" else ())]
-    wanted.insert(0, f"torch=={installed_torch().partition('+')[0]}")
+    if not any(requirement.startswith("torch==") for requirement in wanted):
+        wanted.append(f"torch=={installed_torch().partition('+')[0]}")
     if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == wanted:
         return python
     stamp.unlink(missing_ok=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
+    make, fill = [sys.executable, "-m", "venv", "--clear", str(folder)], [str(python), "-m", "pip", "install", *wanted]
     with log.open("w", encoding="utf-8") as output:
-        for command in (
-            [sys.executable, "-m", "venv", "--clear", str(folder)],
-            [str(python), "-m", "pip", "install", *wanted],
-        ):
-            if subprocess.call(command, stdout=output, stderr=subprocess.STDOUT):
-                raise InputError(Problem(name, f"cannot be installed: {last_words(log)}", f"the whole output: {log}"))
+        failed = any(subprocess.call(command, stdout=output, stderr=subprocess.STDOUT) for command in (make, fill))
+    if failed:
+        raise InputError(Problem(name, f"cannot be installed: {last_words(log)}", f"the whole output: {log}"))
     stamp.write_text(json.dumps(wanted), encoding="utf-8")
     return python
 

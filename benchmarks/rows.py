@@ -27,8 +27,8 @@ def english(rng: random.Random, words: int) -> str:
 
 
 def chinese(rng: random.Random) -> str:
-    """A line of dialogue, as long as those of huanhuan.json: half have at most 23 characters, a tenth over 61."""
-    characters = min(280, max(2, round(rng.lognormvariate(3.14, 0.85))))
+    """A line of dialogue, as long as those of huanhuan.json: half have at most 22 characters, a tenth over 61."""
+    characters = min(280, max(2, round(rng.lognormvariate(3.09, 0.8))))
     text = ""
     while len(text) < characters:
         text += "".join(rng.choices(WORDS_ZH, k=rng.randint(1, 4))) + rng.choice("，，。？")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 class Contender:
     """`module` of this package, called as `run(task, **options)`.
 
-    `requirements`: those of an environment of its own; none for Luthier's.
+    `requirements`: of an environment of its own, with Luthier's torch unless they name one; none for Luthier's.
     """
 
     module: str
@@ -29,7 +29,13 @@ CONTENDERS = {
         requirements=("trl==1.16.0", "transformers>=5.20,<6", "peft>=0.21.2"),
         gpu_requirements=("liger-kernel",),
     ),
-    "llamafactory": Contender("llamafactory", "LLaMA-Factory", requirements=("llamafactory==0.9.5",)),
+    "llamafactory": Contender(
+        "llamafactory",
+        "LLaMA-Factory",
+        # It imports torchaudio, which ends at 2.11: left to itself, pip takes a newer torch that cannot load it.
+        requirements=("llamafactory==0.9.5", "torch==2.11.0", "torchaudio==2.11.0", "torchvision==0.26.0"),
+        gpu_requirements=("liger-kernel",),
+    ),
     "unsloth": Contender("unsloth", "Unsloth", requirements=("unsloth",), gpu_only=True),
     "plain": Contender("luthier", "Luthier with train.engine: plain", {"engine": "plain"}),
     "flat": Contender("luthier", "Luthier as it comes", {"engine": "auto"}),
