@@ -108,13 +108,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {**_SHAPE, "head_dim": 16}),
     "gemma3": ("gemma3_text", _GEMMA),
     "mistral": ("mistral", _WINDOWED),
+    "phi": ("phi", _SHAPE),
     "phi3": ("phi3", _SHAPE),
     "gpt2": ("gpt2", _GPT2),
     "opt": ("opt", {**_SHAPE, "ffn_dim": 96, "word_embed_proj_dim": 64, "dropout": 0.0}),
-    # What the flat engine declines.
-    "gemma2": ("gemma2", _GEMMA),
+    "granite": ("granite", _SHAPE),
+    "cohere": ("cohere", _SHAPE),
+    "gemma2": ("gemma2", {**_GEMMA, "attn_logit_softcapping": 2.0}),
     "qwen3_5": ("qwen3_5_text", _LINEAR_ATTENTION),
     "gpt_oss": ("gpt_oss", {**_SHAPE, "head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    # What the flat engine declines.
+    "lfm2": ("lfm2", {**_SHAPE, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3}),
     "nemotron": ("nemotron", _SHAPE),
 }
 """Name → transformers' model type and its settings."""

@@ -33,7 +33,8 @@ def test_every_wrong_setting_at_once(shop: Workplace) -> None:
         ("--set train.epochs: is not of the form setting=value", "write it as --set train.epochs=1"),
         (
             f"{recipe}, train.batch_size: cannot be 'many'",
-            "write whole number > 0 (Rows in one optimizer step, on all devices together.)",
+            "write auto or whole number > 0 (Rows in one optimizer step, on all devices together. auto: 16, unless "
+            "batch_tokens says it.)",
         ),
         (f"{recipe}, train.learning_rat: is no setting", "did you mean learning_rate?"),
         (f"{recipe}, ouput: is no setting", "did you mean output?"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 from unittest import mock
@@ -71,11 +72,51 @@ def test_gradient_checkpointing_gives_the_same_losses(shop: Workplace, usual: Ru
     with mock.patch("transformers.modeling_utils.checkpoint", wraps=checkpoint) as recomputed:
         run = trained(shop, "checkpointing", gradient_checkpointing=True)
     assert losses(run) == close_to(losses(usual))
-    assert run.read_resolved()["train.gradient_checkpointing"].value is True
+    assert run.read_resolved()["train.gradient_checkpointing"].value == 2
     assert recomputed.call_count == 3 * 2  # steps × layers
 
 
+def test_one_layer_recomputed_gives_the_same_losses(shop: Workplace, usual: RunFolder) -> None:
+    with mock.patch("transformers.modeling_utils.checkpoint", wraps=checkpoint) as recomputed:
+        run = trained(shop, "one-layer", gradient_checkpointing=1)
+    assert losses(run) == close_to(losses(usual))
+    assert recomputed.call_count == 3
+
+
+def test_a_step_waits_for_nothing(shop: Workplace) -> None:
+    """A number is read from the device where one is logged, not in each step; the optimizer is the fused one."""
+    optimizers: list[Any] = []
+    read: list[str] = []
+    create, item = LuthierTrainer.create_optimizer, torch.Tensor.item
+
+    def counted(tensor: torch.Tensor) -> Any:
+        read.append(inspect.stack()[1].function)
+        return item(tensor)
+
+    def seen(self: LuthierTrainer, *arguments: Any) -> Any:
+        optimizers.append(create(self, *arguments))
+        return optimizers[-1]
+
+    with mock.patch.object(torch.Tensor, "item", counted), mock.patch.object(LuthierTrainer, "create_optimizer", seen):
+        trained(shop, "unread", logging_steps=3)
+    in_training = [name for name in read if name in ("_maybe_log_save_evaluate", "training_step", "step", "_run_epoch")]
+    assert in_training == ["_maybe_log_save_evaluate"] * 2  # loss and norm of three steps
+    assert optimizers[0].defaults["fused"] is True
+
+
 # What a step holds, and how many there are.
+
+
+def test_a_step_of_so_many_tokens(shop: Workplace, rows_of_steps: list[list[Any]]) -> None:
+    run = trained(shop, "by-tokens", batch_size="auto", batch_tokens=300, steps=None, epochs=2)
+    assert len(rows_of_steps) == 8  # 990 tokens
+    assert sorted(numbers(*rows_of_steps[:4])) == sorted(numbers(*rows_of_steps[4:])) == list(range(1, 25))
+    tokens = [sum(len(row.input_ids) for row in rows) for rows in rows_of_steps]
+    assert all(abs(each - 990 / 4) < 45 for each in tokens)
+    assert [event["tokens"] for event in events(run, "step")] == tokens
+    assert (run.record() or {})["result"]["samples_per_second"] == pytest.approx(
+        48 / sum(event["seconds"] for event in events(run, "step"))
+    )
 
 
 @pytest.fixture
@@ -228,9 +269,11 @@ def test_dropout_turns_sharing_off_and_says_so(shop: Workplace, usual: RunFolder
     run = shop.train("dropout", **NO_HELDOUT, adapter={"dropout": 0.5}, train={"steps": 3})
     chosen = run.read_resolved()["train.engine"]
     assert chosen.value == "flat"
-    assert chosen.reason.startswith("no padding, shared prefixes computed again: dropout is above 0; ")
+    assert chosen.reason.startswith(
+        "no padding, shared prefixes computed again: dropout is above 0, attention in blocks; "
+    )
     result = (run.record() or {})["result"]
-    assert result["computed_tokens"] == result["real_tokens"]
+    assert result["real_tokens"] - result["computed_tokens"] == 3 * 8  # the last of each row
     assert losses(run)[0] == close_to(losses(usual)[0])  # lora_B is 0, whatever is dropped
     assert losses(run)[2] != close_to(losses(usual)[2])
 

@@ -10,11 +10,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 from driver import (
     PAIRS,
     WORSE_AFTER_ONE_STEP,
@@ -26,6 +28,8 @@ from driver import (
     luthier_process,
     write_rows,
 )
+from safetensors.numpy import load_file
+from torch.amp import GradScaler
 
 from luthier.report.record import RunFolder, timeline
 from luthier.training.trainer import LuthierTrainer
@@ -152,6 +156,44 @@ def test_ctrl_c(shop: Workplace, waiting: dict[str, subprocess.Popen[str]], whol
     assert err == ""
     assert "\nGoing on from checkpoint-5\ngoing on from step 5 of 9\nstep 6/9 " in out
     assert_same(run, whole)
+
+
+def test_steps_by_tokens_go_on_where_they_were(shop: Workplace) -> None:
+    """Five steps an epoch, of 3 to 5 rows; stopped within the second epoch."""
+    settings = {"adapter": SETTINGS["adapter"], "train": {"epochs": 2, "batch_tokens": 180, "batch_size": "auto"}}
+    whole = shop.train("tokens", **settings)
+    recipe = shop.recipe("tokens-stopped", **settings)
+    with signals_in_step(7, signal.SIGTERM):
+        assert luthier("train", recipe).status == 3
+    done = luthier("train", recipe)
+    assert (done.status, done.err) == (0, "")
+    assert_same(shop.run("tokens-stopped"), whole)
+    assert (whole.record() or {})["result"]["steps"] == 10
+
+
+def test_the_loss_scale_of_float16_goes_on(shop: Workplace) -> None:
+    """A scale at which gradients overflow is halved, and no step taken, until they do not."""
+    settings = {**SETTINGS, "model": {"dtype": "float16"}}
+    first = 2.0**21
+    with mock.patch("luthier.training.trainer.GradScaler", partial(GradScaler, init_scale=first)):
+        whole = shop.train("float16", **settings)
+        recipe = shop.recipe("float16-stopped", **settings)
+        with signals_in_step(3, signal.SIGTERM):
+            assert luthier("train", recipe).status == 3
+        stopped = shop.run("float16-stopped")
+        norms = [event["grad_norm"] for event in events(stopped, "step")]
+        scale = torch.load(stopped.checkpoints_dir / "checkpoint-3" / "scaler.pt")["scale"]
+        assert scale == first / 2 ** norms.count(None) < first
+        done = luthier("train", recipe)
+    assert (done.status, done.err) == (0, "")
+    assert_same(stopped, whole)
+    norms = [event["grad_norm"] for event in events(whole, "step")]
+    assert norms[0] is None and all(norm is None or 0.5 < norm < 5 for norm in norms)  # measured without the scale
+    states = torch.load(whole.checkpoints_dir / "checkpoint-9" / "optimizer.pt")["state"].values()
+    assert {float(state["step"]) for state in states} == {9 - norms.count(None)}
+    assert {str(weight.dtype) for weight in load_file(whole.adapter_dir / "adapter_model.safetensors").values()} == {
+        "float32"
+    }
 
 
 def test_killed(shop: Workplace, copied: RunFolder, whole: RunFolder) -> None:

@@ -11,8 +11,8 @@ import torch
 from luthier.data.conversation import Conversation, Message, Source
 from luthier.data.render import IGNORE, Example, Renderer
 from luthier.engine.choose import pick_engine
-from luthier.engine.engines import Engine, FlatEngine, PlainEngine, set_attention
-from luthier.engine.layout import shared_prefix
+from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install
+from luthier.engine.layout import flatten
 from luthier.hardware.compute import pick_threads
 from luthier.hub.fetch import fetch_model
 from luthier.model import adapters, load
@@ -76,7 +76,7 @@ def test_a_row_as_tokens(examples: list[Example], renderer: Renderer) -> None:
 
 
 def loss_and_gradient(model: Any, engine: Engine, examples: list[Example]) -> tuple[float, torch.Tensor]:
-    set_attention(model, engine)
+    install(model, engine)
     model.zero_grad()
     loss = engine.loss_sum(model, examples)
     loss.backward()
@@ -86,7 +86,8 @@ def loss_and_gradient(model: Any, engine: Engine, examples: list[Example]) -> tu
 def test_flat_and_padded_batch_have_one_loss_and_gradient(
     model: Any, examples: list[Example], record_property: Any
 ) -> None:
-    assert shared_prefix(examples) == 19  # the system turn and the head of the user's
+    shared, *_ = flatten(examples).layout.segments
+    assert (shared.start, shared.end) == (0, 19)  # the system turn and the head of the user's
     loss, gradient = loss_and_gradient(model, PlainEngine(), examples)
     for name, share in (("flat", False), ("shared", True)):
         flat_loss, flat_gradient = loss_and_gradient(model, FlatEngine(share=share), examples)
@@ -101,4 +102,6 @@ def test_flat_and_padded_batch_have_one_loss_and_gradient(
 def test_the_flat_engine_is_chosen(model: Any, examples: list[Example]) -> None:
     choice = pick_engine(model, examples, asked="auto")
     assert choice.value.name == "flat"
-    assert choice.reason.startswith("no padding, shared prefixes computed once; the flat loss differs")
+    assert choice.reason.startswith(
+        "no padding, shared prefixes computed once, attention in blocks; the flat loss differs"
+    )

@@ -19,7 +19,7 @@ def chat(
     top_p: Annotated[float, typer.Option(help="With a temperature: the likeliest tokens up to this share.")] = 0.95,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output; needs --prompt.")] = False,
 ) -> None:
-    """Chat in the terminal, with the run's own system prompt, template and stop tokens."""
+    """Chat in the terminal. With the run's own system prompt, template and stop tokens."""
     if json:
         console.use_json()
     if json and prompt is None:

@@ -20,7 +20,7 @@ def data(
     html: Annotated[Path | None, typer.Option(help="Write a page as well.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Detected format, the ledger of all rows, lengths, and rows as tokens coloured by whether they are trained."""
+    """Look at data: its format, the ledger of all rows, lengths. And rows as tokens, coloured where trained."""
     if json:
         console.use_json()
     from luthier.data import preview

@@ -15,7 +15,7 @@ def demo(
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin again with a finished demo.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Train the bundled model on the bundled rows, and read its answers before and after."""
+    """Train the bundled model on the bundled rows. Its answers before and after show what changed."""
     if json:
         console.use_json()
     from luthier.cli.summary import show_run

@@ -12,7 +12,7 @@ MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "bold 
 
 
 def doctor(json: bool = typer.Option(False, "--json", help="One JSON object on standard output.")) -> None:
-    """Look at this machine: hardware, drivers, torch and its speed, libraries, hubs. Exit status 1: cannot train."""
+    """Look at this machine: hardware, drivers, torch, libraries, hubs. Exit status 1: cannot train."""
     if json:
         console.use_json()
     from luthier.hardware.doctor import can_train, examine

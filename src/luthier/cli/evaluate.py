@@ -14,7 +14,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Held-out loss and perplexity of base and tuned model, and both answers to the same prompts."""
+    """Measure base and tuned model on held-out rows. Loss, perplexity, and both answers to the same prompts."""
     if json:
         console.use_json()
     from luthier.cli.summary import show_answers

@@ -16,7 +16,7 @@ def fetch(
     code: Annotated[bool, typer.Option("--code", help="With the model's own Python files.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Fetch a model or a data set into the cache, and say where it is."""
+    """Fetch a model or a data set into the cache. Says where it is."""
     if json:
         console.use_json()
     if data:

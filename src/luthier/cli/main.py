@@ -29,6 +29,7 @@ app = typer.Typer(
     help="Fine-tune a language model on the machine you have, and see that it worked.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would draw boxes around the same words, and take as long to load as all the rest
     add_completion=False,
 )
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -18,7 +18,7 @@ def merge(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Merge the adapter into the weights, and check that the merged model answers as the adapter did."""
+    """Merge the adapter into the weights. Checks that the merged model answers as the adapter did."""
     if json:
         console.use_json()
     if dtype not in (None, "float32", "bfloat16", "float16"):

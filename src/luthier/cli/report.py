@@ -14,7 +14,7 @@ def report(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Write report.html of a run again, finished or not, and say where it is."""
+    """Write report.html of a run again, finished or not. Says where it is."""
     if json:
         console.use_json()
     from luthier.report.page import write_report

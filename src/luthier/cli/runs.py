@@ -17,7 +17,7 @@ def runs(
     folder: Annotated[Path, typer.Argument(help="The folder that holds the runs.")] = Path("runs"),
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """List the runs: model, rows, held-out loss before and after, time, state."""
+    """List the runs: model, rows, held-out loss, time, state."""
     if json:
         console.use_json()
     found = [_facts(run) for run in list_runs(folder)]

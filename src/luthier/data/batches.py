@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import itertools
-import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from luthier.data.render import Example
 
-Cost = Callable[[Sequence[Example]], int]
+
+class Filling(Protocol):
+    """A micro-batch while it is filled row by row."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the linear layers compute for its rows."""
+        ...
+
+    def added(self, example: Example) -> int:
+        """How many more there would be with this row."""
+        ...
+
+    def add(self, example: Example) -> None: ...
+
+
+class Computes(Protocol):
+    """What an engine says of the cost of rows."""
+
+    def in_order(self, examples: Sequence[Example]) -> list[Example]: ...
+
+    def filling(self) -> Filling: ...
 
 
 def epoch_steps(num_examples: int, batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
@@ -22,31 +43,30 @@ def epoch_steps(num_examples: int, batch_size: int, *, seed: int, epoch: int) ->
     return [order[start : start + batch_size] for start in range(0, num_examples, batch_size)]
 
 
-def rows_in(steps: int, num_examples: int, batch_size: int) -> int:
-    """Rows that so many steps train, each epoch's last step holding what is left."""
-    epochs, rest = divmod(steps, math.ceil(num_examples / batch_size))
-    return epochs * num_examples + rest * batch_size
-
-
 def micro_batches(
-    examples: Sequence[Example], cost: Cost, *, budget: int, parts: int | None = None
+    examples: Sequence[Example], engine: Computes, *, budget: int, parts: int | None = None
 ) -> list[list[Example]]:
-    """Cuts the rows of a step into micro-batches of like length.
+    """Cuts the rows of a step into micro-batches of rows that cost least together.
 
     Args:
-        cost: tokens computed for rows that lie in one micro-batch.
-        budget: a micro-batch is filled up to this cost; a single row may exceed it.
+        engine: says which those are, and how many tokens it computes for them.
+        budget: a micro-batch is filled up to so many tokens. A single row may exceed it; so may rows that share a
+            prefix of more than half of it, up to twice the prefix, which would else be computed again for a few rows.
         parts: cut into exactly so many equal parts instead (`gradient_accumulation_steps`).
     """
-    ordered = sorted(examples, key=lambda example: len(example.input_ids))
+    ordered = engine.in_order(examples)
     if parts is not None:
         borders = [len(ordered) * part // parts for part in range(parts + 1)]
         cut = [ordered[a:b] for a, b in itertools.pairwise(borders)]
         return [part for part in cut if part]
     batches: list[list[Example]] = []
+    filling = engine.filling()
     for example in ordered:
-        if batches and cost([*batches[-1], example]) <= budget:
+        added, alone = filling.added(example), engine.filling().added(example)
+        if batches and filling.tokens + added <= max(budget, 2 * (alone - added)):
             batches[-1].append(example)
         else:
             batches.append([example])
+            filling = engine.filling()
+        filling.add(example)
     return batches

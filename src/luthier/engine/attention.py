@@ -6,15 +6,24 @@ without a change to any model's code (`transformers.AttentionInterface`, `Attent
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from luthier.engine.layout import Layout
+from luthier.choice import Choice
+from luthier.engine.block_attention import in_blocks
+from luthier.engine.layout import Layout, Segment
+from luthier.engine.scores import Scores
 
 NAME = "luthier_flat"
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Layout, Scores], Tensor]
+"""query [1, H, N, D], key and value [1, G, N, D] → [1, N, H, D]."""
 
 
 def flat_attention(
@@ -28,62 +37,111 @@ def flat_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of each sequence to the shared prefix and itself.
+    """Causal attention of each token to what its sequences hold before it.
 
     Args:
         query: [1, H, N, D]; key, value: [1, G, N, D] with H a multiple of G.
         layout: how the N tokens belong together.
+        scaling: of the products of query and key; 1 / sqrt(D) if None.
         sliding_window: a token sees so many latest tokens, itself included.
+        softcap: scores become softcap · tanh(score / softcap).
+        s_aux: [H], attention sinks: a score of each head that takes its share of the softmax and gives no value.
 
     Returns:
         [1, N, H, D] and None (no attention weights).
-
-    Sequences are laid side by side as [B, H, L, D], padded on the right only inside this function: a causal mask hides
-    what stands on the right, so one mask serves all of them.
     """
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window = None if sliding_window is None or sliding_window >= layout.longest else sliding_window
+    scores = Scores(scaling, window, softcap, s_aux)
+    if dropout > 0 or query.shape[-1] != value.shape[-1]:
+        return dense(query, key, value, layout, scores, dropout=dropout), None
+    kernels = pick_kernels(query.device.type, value.dtype, value.shape[-1]).value
+    kernel = kernels.side_by_side if scores.plain and not layout.shares else kernels.tree
+    return kernel(query, key, value, layout, scores), None
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scores: Scores, *, dropout: float = 0.0) -> Tensor:
+    """With one mask [N, N] for the whole flat row: works everywhere, and costs what it hides."""
+    mask = layout.once(("mask", scores.window), lambda: layout.mask(scores.window))
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mask = causal_mask(q.shape[2], k.shape[2], sliding_window, q.device)
-        return scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout
-        )
-
-    own_q, own_k, own_v = (x[0][:, layout.own_index].transpose(0, 1) for x in (query, key, value))  # [B, H, L, D]
-    p = layout.prefix
-    if p == 0:
-        return _flat(attend(own_q, own_k, own_v), layout)[None], None
-    rows = len(layout.lengths)
-    prefix_k, prefix_v = key[:, :, :p], value[:, :, :p]
-    own = attend(
-        own_q,
-        torch.cat([prefix_k.expand(rows, -1, -1, -1), own_k], dim=2),
-        torch.cat([prefix_v.expand(rows, -1, -1, -1), own_v], dim=2),
-    )
-    shared = attend(query[:, :, :p], prefix_k, prefix_v)
-    return torch.cat([shared[0].transpose(0, 1), _flat(own, layout)])[None], None
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if scores.plain:
+        out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scores.scaling, dropout_p=dropout)
+        return out.transpose(1, 2)
+    products = (query @ key.mT * scores.scaling).float()
+    if scores.cap is not None:
+        products = scores.cap * torch.tanh(products / scores.cap)
+    products = products.masked_fill(~mask, float("-inf"))
+    if scores.sinks is not None:
+        sinks = scores.sinks.float().view(1, -1, 1, 1).expand(*products.shape[:3], 1)
+        products = torch.cat([products, sinks], dim=-1)
+    weights = torch.dropout(products.softmax(-1)[..., : key.shape[2]].to(value.dtype), dropout, train=True)
+    return (weights @ value).transpose(1, 2)
 
 
-def _flat(padded: Tensor, layout: Layout) -> Tensor:
-    """[B, H, L, D] → [N - prefix, H, D]: the real tokens, in the flat row's order."""
-    return padded.transpose(1, 2).flatten(0, 1)[layout.own_places]
+@dataclass(frozen=True)
+class Kernels:
+    """What computes attention: of any tree, and of sequences side by side with plain scores."""
+
+    tree: Kernel
+    side_by_side: Kernel
 
 
-def causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
-    """[queries, keys] bool, True where the last `queries` of `keys` tokens may look; None where `is_causal` says it.
+@functools.cache
+def pick_kernels(device: str, dtype: torch.dtype, width: int) -> Choice[Kernels]:
+    """What computes attention on this device for heads of this width, and why. Resolved once a process.
 
-    queries=2, keys=4, window=3:   1 1 1 0      the window counts the token itself
-                                   0 1 1 1
+    A GPU's kernels must show the result and the gradients of the dense mask first: cards, drivers and compilers differ.
     """
-    if queries == keys and (window is None or window >= keys):
-        return None
-    behind = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)[None]
-    mask = behind >= 0
-    return mask if window is None else mask & (behind < window)
+    if device == "cpu":
+        return Choice(Kernels(in_blocks, in_blocks), "attention in blocks")
+    if device != "cuda":
+        return Choice(Kernels(dense, dense), f"attention with a dense mask, as there is no other on {device}")
+    # Imported here: they bring PyTorch's compiler with them.
+    from torch.nn.attention.flex_attention import flex_attention
+
+    from luthier.engine.gpu_attention import Flex, varlen
+
+    flex = Flex(torch.compile(flex_attention, dynamic=True))
+    faults = [fault(flex, sample, dtype, width, device) for sample in (TREE, LONGER_TREE)]
+    why = next((each for each in faults if each is not None), None)
+    tree, name = (flex, "FlexAttention") if why is None else (dense, f"a dense mask, as FlexAttention {why}")
+    if fault(varlen, SIDE_BY_SIDE, dtype, width, device) is None:
+        return Choice(Kernels(tree, varlen), f"attention by {name}, or flash attention where no prefix is shared")
+    return Choice(Kernels(tree, tree), f"attention by {name}")
+
+
+TREE = Layout((Segment(0, 150, 400, 0), Segment(150, 251, 251, 150), Segment(251, 400, 400, 150)))
+LONGER_TREE = Layout((Segment(0, 150, 700, 0), Segment(150, 551, 551, 150), Segment(551, 700, 700, 150)))
+SIDE_BY_SIDE = Layout((Segment(0, 150, 150, 0), Segment(150, 251, 251, 0), Segment(251, 400, 400, 0)))
+LARGEST_ERROR = {torch.float32: 1e-2, torch.bfloat16: 2e-2, torch.float16: 1e-2}  # in float32 with TF32 products
+
+
+def fault(kernel: Kernel, sample: Layout, dtype: torch.dtype, width: int, device: str) -> str | None:
+    """What is wrong with a kernel's result or gradients, as in `fails (no compiler)` or `is off by 3.0e-01`."""
+    generator = torch.Generator().manual_seed(0)
+    sample = Layout(sample.segments, device)
+    query, key, value = (
+        torch.randn(1, heads, sample.num_tokens, width, generator=generator).to(device, dtype).requires_grad_()
+        for heads in (4, 2, 2)
+    )
+
+    def results(kernel: Kernel) -> Tensor:
+        out = kernel(query, key, value, sample, Scores(width**-0.5))
+        gradients = torch.autograd.grad(out, (query, key, value), out.detach())
+        return torch.cat([x.flatten().float() for x in (out.detach(), *gradients)])
+
+    try:
+        found = results(kernel)
+    except Exception as error:  # whatever a compiler or a card cannot do, the dense mask can
+        return f"fails ({str(error).strip().partition(chr(10))[0]})"
+    expected = results(dense)
+    off = float((found - expected).norm() / expected.norm())
+    return None if off <= LARGEST_ERROR[dtype] else f"is off by {off:.1e}"
 
 
 def no_mask(*_: Any, **__: Any) -> None:

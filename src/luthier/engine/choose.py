@@ -9,7 +9,8 @@ import torch
 
 from luthier.choice import Choice
 from luthier.data.render import Example
-from luthier.engine.engines import Engine, FlatEngine, PlainEngine, needs_eager, set_attention
+from luthier.engine import attention, recurrent
+from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install
 from luthier.errors import ModelError, Problem
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 1e-2}
@@ -26,6 +27,8 @@ def pick_engine(model: Any, examples: Sequence[Example], *, asked: str) -> Choic
         return _chosen(model, PlainEngine(), "the recipe asks for it")
     flat = FlatEngine(share=not has_dropout(model))
     sharing = "shared prefixes computed once" if flat.share else "shared prefixes computed again: dropout is above 0"
+    sharing += f", {_attention(model)}"
+    sharing += ", linear attention row by row" if recurrent.layers_of(model) else ""
     reason = next((why for decline in DECLINES if (why := decline(model)) is not None), None)
     if reason is None:
         checked = _check(model, flat, examples)
@@ -45,6 +48,12 @@ def has_dropout(model: Any) -> bool:
     return adapter or any("drop" in key and isinstance(value, float) and value > 0 for key, value in config.items())
 
 
+def _attention(model: Any) -> str:
+    config = model.config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return attention.pick_kernels(model.device.type, model.dtype, width).reason
+
+
 def _check(model: Any, engine: Engine, examples: Sequence[Example]) -> Choice[bool]:
     """Whether the engine gives the plain loss on the shortest rows, and what speaks for or against it."""
     few = sorted(examples, key=lambda example: len(example.input_ids))[:CHECKED_ROWS]
@@ -57,7 +66,7 @@ def _check(model: Any, engine: Engine, examples: Sequence[Example]) -> Choice[bo
 
 
 def _loss(model: Any, engine: Engine, examples: Sequence[Example]) -> float:
-    set_attention(model, engine)
+    install(model, engine)
     was_training = model.training
     model.eval()
     try:
@@ -68,7 +77,7 @@ def _loss(model: Any, engine: Engine, examples: Sequence[Example]) -> float:
 
 
 def _chosen(model: Any, engine: Engine, reason: str) -> Choice[Engine]:
-    set_attention(model, engine)
+    install(model, engine)
     return Choice(engine, reason)
 
 
@@ -76,19 +85,19 @@ def _chosen(model: Any, engine: Engine, reason: str) -> Choice[Engine]:
 
 
 def _no_attention_interface(model: Any) -> str | None:
-    if not getattr(model.get_base_model(), "_supports_attention_backend", False):
+    # Where a state is carried along, transformers leaves the mark off, though attention itself goes through.
+    if not getattr(model.get_base_model(), "_supports_attention_backend", False) and not recurrent.layers_of(model):
         return f"{model.get_base_model().__class__.__name__} does not go through transformers' attention interface"
     return None
 
 
 def _other_layers(model: Any) -> str | None:
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    other = sorted(kinds - {"full_attention", "sliding_attention"})
+    kinds = list(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    known = {"full_attention", "sliding_attention"}
+    if kinds.count(recurrent.KIND) == len(recurrent.layers_of(model)):
+        known.add(recurrent.KIND)
+    other = sorted(set(kinds) - known)
     return f"layers of kind {', '.join(other)} carry state from one row to the next" if other else None
 
 
-def _more_than_sdpa(model: Any) -> str | None:
-    return "its attention does what SDPA cannot (soft-capped scores, sinks)" if needs_eager(model) else None
-
-
-DECLINES: tuple[Callable[[Any], str | None], ...] = (_other_layers, _more_than_sdpa, _no_attention_interface)
+DECLINES: tuple[Callable[[Any], str | None], ...] = (_other_layers, _no_attention_interface)

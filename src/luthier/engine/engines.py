@@ -9,13 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from luthier.data.batches import Filling
 from luthier.data.render import IGNORE, Example
-from luthier.engine import attention
-from luthier.engine.layout import flatten, shared_prefix
+from luthier.engine import attention, lora, loss, norm, recurrent
+from luthier.engine.instance import restore
+from luthier.engine.layout import Tree, flatten, in_order
 
 
 class Engine(Protocol):
     name: str
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether the logits of a micro-batch live until its backward."""
+        ...
+
+    def prepare(self, model: Any) -> None:
+        """Changes a stock model instance, adapter included, so that `loss_sum` may be asked. Called by `install`."""
+        ...
 
     def loss_sum(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         """Cross-entropy summed over the examples' labels, a float32 scalar. Normalising is the step's business."""
@@ -25,40 +36,70 @@ class Engine(Protocol):
         """Tokens that the linear layers compute for these examples in one micro-batch."""
         ...
 
+    def filling(self) -> Filling:
+        """An empty micro-batch, to be filled with rows in the order of `in_order`."""
+        ...
+
+    def in_order(self, examples: Sequence[Example]) -> list[Example]:
+        """Rows that cost least together side by side."""
+        ...
+
 
 class FlatEngine:
-    """No padded token in any linear layer, a shared prefix computed once, logits only where there is a label.
+    """No padded token in any linear layer, shared prefixes computed once, logits only where there is a label.
+
+    LoRA layers, norms and loss are computed by the routines of `lora`, `norm` and `loss` where those are the same.
 
     Args:
-        share: whether a prefix shared by all rows of a micro-batch is computed once in training. The gradient is the
+        share: whether tokens that rows of a micro-batch begin with are computed once in training. The gradient is the
             same at dropout 0; above it, one dropout mask would be drawn for all rows, so it is left off.
     """
 
     name = "flat"
 
+    @property
+    def keeps_logits(self) -> bool:
+        return not self.fused_loss
+
     def __init__(self, *, share: bool = True) -> None:
         self.share = share
+        self.fused_loss = False
+
+    def prepare(self, model: Any) -> None:
+        lora.fuse(model)
+        norm.fuse(model)
+        self.fused_loss = loss.fuse(_causal(model))
+        recurrent.take_flat_rows(model)
+        attention.register()
+        model.set_attn_implementation(attention.NAME)
 
     def loss_sum(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         batch = flatten(examples, share=self.share or not model.training, device=next(model.parameters()).device)
-        logits = model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            layout=batch.layout,
-            logits_to_keep=batch.predict_at,
-            use_cache=False,
-        ).logits[0]
+        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "layout": batch.layout}
+        if self.fused_loss:
+            total: Tensor = model(**inputs, predict_at=batch.predict_at, targets=batch.targets, use_cache=False)
+            return total
+        logits = model(**inputs, logits_to_keep=batch.predict_at, use_cache=False).logits[0]
         return cross_entropy(logits.float(), batch.targets, reduction="sum")
 
     def cost(self, examples: Sequence[Example]) -> int:
-        prefix = shared_prefix(examples) if self.share else 0
-        return prefix + sum(len(e.input_ids) - prefix for e in examples)
+        return _filled(self, examples)
+
+    def filling(self) -> Tree:
+        return Tree(share=self.share)
+
+    def in_order(self, examples: Sequence[Example]) -> list[Example]:
+        return in_order(examples)
 
 
 class PlainEngine:
-    """Stock transformers: rows padded to the longest, a mask, logits everywhere. The reference."""
+    """Stock transformers and PEFT: rows padded to the longest, a mask, logits everywhere. The reference."""
 
     name = "plain"
+    keeps_logits = True
+
+    def prepare(self, model: Any) -> None:
+        """Nothing: it is what the model's classes say."""
 
     def loss_sum(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         device = next(model.parameters()).device
@@ -71,7 +112,37 @@ class PlainEngine:
         )
 
     def cost(self, examples: Sequence[Example]) -> int:
-        return len(examples) * max(len(e.input_ids) for e in examples)
+        return _filled(self, examples)
+
+    def filling(self) -> Padded:
+        return Padded()
+
+    def in_order(self, examples: Sequence[Example]) -> list[Example]:
+        return sorted(examples, key=lambda example: len(example.input_ids))
+
+
+def _filled(engine: Engine, examples: Sequence[Example]) -> int:
+    filling = engine.filling()
+    for example in engine.in_order(examples):
+        filling.add(example)
+    return filling.tokens
+
+
+class Padded:
+    """Rows padded to the longest."""
+
+    def __init__(self) -> None:
+        self._rows = self._longest = 0
+
+    @property
+    def tokens(self) -> int:
+        return self._rows * self._longest
+
+    def added(self, example: Example) -> int:
+        return (self._rows + 1) * max(self._longest, len(example.input_ids)) - self.tokens
+
+    def add(self, example: Example) -> None:
+        self._rows, self._longest = self._rows + 1, max(self._longest, len(example.input_ids))
 
 
 def _padded(rows: list[list[int]], value: int) -> Tensor:
@@ -80,16 +151,17 @@ def _padded(rows: list[list[int]], value: int) -> Tensor:
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
 
-def set_attention(model: Any, engine: Engine) -> None:
-    """Points this model instance's attention at what the engine needs.
+def install(model: Any, engine: Engine) -> None:
+    """Makes this model instance compute as the engine needs it, and undoes what another one changed."""
+    restore(model)
+    # Stock attention is SDPA, or eager where the model's own is more than that (Gemma 2: soft-capped scores).
+    model.set_attn_implementation("eager" if needs_eager(model) else "sdpa")
+    engine.prepare(model)
 
-    Stock attention is SDPA, or eager where the model's own is more than that (Gemma 2: soft-capped scores).
-    """
-    if engine.name == "flat":
-        attention.register()
-        model.set_attn_implementation(attention.NAME)
-    else:
-        model.set_attn_implementation("eager" if needs_eager(model) else "sdpa")
+
+def _causal(model: Any) -> Any:
+    """The causal model itself, below an adapter's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def needs_eager(model: Any) -> bool:

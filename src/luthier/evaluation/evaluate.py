@@ -8,7 +8,7 @@ from typing import Any
 from luthier import console
 from luthier.data.prepare import Prepared, pick_max_length, prepare
 from luthier.engine.choose import pick_engine
-from luthier.engine.engines import PlainEngine, set_attention
+from luthier.engine.engines import PlainEngine, install
 from luthier.errors import Problem, RunError
 from luthier.evaluation.answers import compare, questions
 from luthier.evaluation.heldout import mean_loss
@@ -33,7 +33,7 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
     tuned = mean_loss(opened.model, engine, examples, budget=BUDGET)
     with opened.model.disable_adapter():
         base = mean_loss(opened.model, engine, examples, budget=BUDGET)
-    set_attention(opened.model, PlainEngine())
+    install(opened.model, PlainEngine())
     console.say("Answers of both models …")
     asked = questions(data.heldout_conversations, recipe.prompts, recipe.data.system)
     found = {

@@ -18,7 +18,7 @@ def mean_loss(model: Any, engine: Engine, examples: Sequence[Example], *, budget
     model.eval()
     total = 0.0
     with torch.no_grad():
-        for batch in micro_batches(examples, engine.cost, budget=budget):
+        for batch in micro_batches(examples, engine, budget=budget):
             total += float(engine.loss_sum(model, batch))
     model.train(was_training)
     return total / sum(example.num_labels for example in examples)

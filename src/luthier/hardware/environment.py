@@ -1,10 +1,13 @@
-"""What torch must find in the environment before it is imported. The one place that sets it."""
+"""What torch must find in the environment before it is imported, and how it is imported without delay."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.metadata
 import os
-from collections.abc import MutableMapping, Sequence
+import sys
+from collections.abc import Iterator, MutableMapping, Sequence
 
 from luthier.choice import Choice
 from luthier.hardware.gpus import find_amd_gpus
@@ -46,3 +49,20 @@ def installed_torch() -> str:
         return importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """For the imports of torch and transformers in a fresh process: a fifth quicker, without the garbage collector.
+
+    It would go through their two million objects again and again and find nothing. Nor does it look at them later.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -134,7 +134,10 @@ def _contradictions(recipe: Recipe, where: str) -> list[Problem]:
     """Settings that are each right and cannot hold together."""
     train, data, problems = recipe.train, recipe.data, []
     accumulation = train.gradient_accumulation_steps
-    if accumulation != "auto" and accumulation > train.batch_size:
+    if train.batch_tokens is not None and train.batch_size != "auto":
+        what = "says with batch_size twice how much a step holds"
+        problems.append(Problem(f"{where}, train.batch_tokens", what, "leave one of the two out"))
+    if accumulation != "auto" and train.batch_size != "auto" and accumulation > train.batch_size:
         what = f"cuts a step of {train.batch_size} rows into {accumulation} micro-batches"
         fix = "batch_size is the rows of a whole optimizer step: raise it, or lower gradient_accumulation_steps"
         problems.append(Problem(f"{where}, train.gradient_accumulation_steps", what, fix))

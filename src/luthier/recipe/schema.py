@@ -86,8 +86,10 @@ class TrainSettings(Section):
     """Passes over the rows."""
     steps: Count | None = None
     """Optimizer steps instead of epochs."""
-    batch_size: Count = 16
-    """Rows in one optimizer step, on all devices together."""
+    batch_size: Auto | Count = "auto"
+    """Rows in one optimizer step, on all devices together. auto: 16, unless `batch_tokens` says it."""
+    batch_tokens: Count | None = None
+    """Tokens in one optimizer step, instead of rows: an epoch is cut into steps of nearly as many."""
     gradient_accumulation_steps: Auto | Count = "auto"
     """Micro-batches in one optimizer step. auto: as many as `micro_batch_tokens` asks for."""
     micro_batch_tokens: Auto | Count = "auto"
@@ -114,8 +116,10 @@ class TrainSettings(Section):
     """Stop after so many evaluations without a better held-out loss."""
     load_best: bool = False
     """Keep the checkpoint with the lowest held-out loss as the result, not the last one."""
-    gradient_checkpointing: Auto | bool = "auto"
-    """Recompute activations in the backward pass: less memory, a third more time. auto: off."""
+    gradient_checkpointing: Auto | bool | Count = "auto"
+    """Recompute layers in the backward pass: less memory, a third more time if all. auto: as few as memory demands."""
+    offload_activations: bool = False
+    """GPU: what layers keep for the backward pass waits in the host's memory. Slower; where nothing else fits."""
     engine: Auto | Literal["flat", "plain"] = "auto"
     """`flat`: no padding, shared prefixes computed once. `plain`: padded batches of stock transformers."""
     seed: int = 42

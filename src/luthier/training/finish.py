@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from luthier import __version__, console
-from luthier.data.batches import rows_in
 from luthier.data.preview import measure
-from luthier.engine.engines import PlainEngine, set_attention
+from luthier.engine.engines import PlainEngine, install
 from luthier.evaluation.answers import compare, questions
 from luthier.hardware.memory import peak_bytes
 from luthier.hardware.probe import probe
@@ -23,7 +22,7 @@ LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safet
 def finish(job: Job, run: RunFolder) -> None:
     """Writes what a trained run lacks to be a finished one; `run.json` last."""
     recipe = job.recipe
-    set_attention(job.model, PlainEngine())
+    install(job.model, PlainEngine())
     console.say("Answers before and after …")
     asked = questions(job.data.heldout_conversations, recipe.prompts, recipe.data.system)
     answers = compare(job.model, job.renderer, asked)
@@ -54,12 +53,12 @@ def environment(job: Job) -> dict[str, Any]:
 
 def result(job: Job, run: RunFolder) -> dict[str, Any]:
     """The figures of the whole run, over all its sessions."""
-    settings, examples = job.recipe.train, len(job.data.train)
+    settings = job.recipe.train
     events = timeline(run.events())
     logged = [event for event in events if event["event"] == "step"]
     heldout = [event["heldout_loss"] for event in events if event["event"] == "evaluation"]
     steps = logged[-1]["step"]
-    rows = rows_in(steps, examples, settings.batch_size)
+    rows = job.steps.rows_in(steps)
     seconds = sum(event["seconds"] for event in logged)
     tokens = sum(event["tokens"] for event in logged)
     return {

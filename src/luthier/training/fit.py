@@ -58,7 +58,6 @@ def fit(job: Job, run: RunFolder) -> None:
 
 def _trainer(job: Job, run: RunFolder, display: Display, stop: OrderlyStop, *, resumed: bool) -> LuthierTrainer:
     settings = job.recipe.train
-    _prepare_checkpointing(job)
 
     def emit(event: dict[str, Any]) -> None:
         run.log(event)
@@ -73,11 +72,12 @@ def _trainer(job: Job, run: RunFolder, display: Display, stop: OrderlyStop, *, r
         job.model,
         _arguments(job, run.checkpoints_dir, resumed=resumed),
         job.engine,
-        StepDataset(job.data.train, settings.batch_size, settings.seed),
+        StepDataset(job.data.train, job.steps),
         job.data.heldout_examples,
         budget=job.value("train.micro_batch_tokens"),
         parts=None if accumulation == "auto" else accumulation,
         checkpoints_kept=settings.save_total_limit,
+        offload=settings.offload_activations,
         callbacks=callbacks,
     )
     events.counted = lambda: (trainer.trained_tokens, trainer.computed_tokens)
@@ -118,13 +118,6 @@ def _arguments(job: Job, folder: Path, *, resumed: bool) -> TrainingArguments:
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-
-
-def _prepare_checkpointing(job: Job) -> None:
-    if job.value("train.gradient_checkpointing"):
-        # transformers 5.23 has a new name for it; 5.20, the last that Python 3.10 gets, has the old one alone.
-        enable = getattr(job.model, "activation_checkpointing_enable", job.model.gradient_checkpointing_enable)
-        enable()
 
 
 def _show_choices(job: Job) -> None:

@@ -11,6 +11,7 @@ from luthier import console
 from luthier.choice import Choice
 from luthier.data.prepare import Prepared, pick_max_length, prepare
 from luthier.data.render import Renderer
+from luthier.data.steps import Steps
 from luthier.engine.choose import pick_engine
 from luthier.engine.engines import Engine
 from luthier.errors import InputError, TrackerError
@@ -19,7 +20,7 @@ from luthier.hardware.environment import prepare_torch
 from luthier.hub.fetch import LocalModel, fetch_data, fetch_model
 from luthier.model import adapters, load
 from luthier.recipe.schema import ModelSettings, Recipe
-from luthier.training import plan, track
+from luthier.training import activations, plan, track
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Job:
     data: Prepared
     model: Any
     engine: Engine
-    steps: int
+    steps: Steps
     choices: dict[str, Choice[Any]]
 
     def value(self, setting: str) -> Any:
@@ -56,13 +57,19 @@ def prepare_job(recipe: Recipe) -> Job:
     model = _load(recipe, base, choices)
     engine = pick_engine(model, data.train, asked=recipe.train.engine)
     choices["train.engine"] = Choice(engine.value.name, engine.reason)
-    steps = plan.total_steps(recipe.train, len(data.train))
-    budget = plan.pick_micro_batch(recipe.train, model, data.train, choices["model.device"].value)
+    steps = plan.steps_of(recipe.train, data.train)
+    choices["train.batch_size"] = plan.pick_batch_size(recipe.train, steps)
+    total = plan.total_steps(recipe.train, steps)
+    device = choices["model.device"].value
+    plan.check_offloading(recipe.train, device)
+    found = activations.measure(model, engine.value, data.train)
+    layers = choices["train.gradient_checkpointing"] = plan.pick_checkpointing(recipe.train, found, steps, device)
+    activations.recompute(model, layers.value)
+    budget = plan.pick_micro_batch(recipe.train, found, layers.value, device)
     choices["train.micro_batch_tokens"] = budget
-    choices["train.eval_steps"] = plan.pick_eval_steps(recipe.train, steps)
-    choices["train.save_steps"] = plan.pick_save_steps(recipe.train, steps, choices["train.eval_steps"].value)
-    choices["train.gradient_checkpointing"] = plan.pick_checkpointing(recipe.train)
-    choices["tokens of an epoch"] = plan.saved_tokens(engine.value, data.train, recipe.train, budget.value)
+    choices["train.eval_steps"] = plan.pick_eval_steps(recipe.train, total)
+    choices["train.save_steps"] = plan.pick_save_steps(recipe.train, total, choices["train.eval_steps"].value)
+    choices["tokens of an epoch"] = plan.saved_tokens(engine.value, data.train, recipe.train, steps, budget.value)
     return Job(recipe, base, renderer, data, model, engine.value, steps, choices)
 
 

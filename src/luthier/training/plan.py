@@ -4,27 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from luthier.choice import Choice
-from luthier.data.batches import epoch_steps, micro_batches
+from luthier.data.batches import micro_batches
 from luthier.data.render import Example
+from luthier.data.steps import Steps
 from luthier.engine.engines import Engine
 from luthier.errors import Problem, RecipeError
 from luthier.hardware.memory import available_bytes
 from luthier.recipe.schema import TrainSettings
+from luthier.training.activations import Activations
 
 # From here on a device gets no faster. On a CPU larger ones leave its cache: on two AVX2 cores, SmolLM2 in float32
 # computed 160, 131 tokens a second at 512, 120 to 159 at 1024 and 75 to 110 at 2048.
 MOST_TOKENS = {"cpu": 512, "mps": 4096, "cuda": 16384}
+BATCH_SIZE = 16
+ASKED = "the recipe asks for it"
+# Below, a smaller micro-batch costs more than recomputing every layer. On two AVX2 cores, SmolLM2 in float32 computed
+# 115 tokens a second at 512, 118 at 256, 96 at 128, 65 at 64, and 87 at 512 with every layer recomputed. GPUs: a guess.
+USEFUL_TOKENS = {"cpu": 128, "mps": 512, "cuda": 2048}
 MEMORY_SHARE = 0.5  # of what is free; the rest is for the optimizer, the evaluation and the user's other programs
 
 
-def total_steps(settings: TrainSettings, num_examples: int) -> int:
+def steps_of(settings: TrainSettings, examples: Sequence[Example]) -> Steps:
+    """Which rows make each optimizer step."""
+    rows = BATCH_SIZE if settings.batch_size == "auto" else settings.batch_size
+    return Steps([len(example.input_ids) for example in examples], rows, settings.batch_tokens, settings.seed)
+
+
+def pick_batch_size(settings: TrainSettings, steps: Steps) -> Choice[float]:
+    """Rows of an optimizer step; on average, where tokens are asked for."""
+    if settings.batch_tokens is not None:
+        tokens, rows = (round(total / len(steps), 1) for total in (sum(steps.lengths), len(steps.lengths)))
+        return Choice(rows, f"on average: batch_tokens cuts an epoch into {len(steps):,} steps of {tokens:,} tokens")
+    if settings.batch_size == "auto":
+        return Choice(BATCH_SIZE, "the usual size for an adapter")
+    return Choice(settings.batch_size, ASKED)
+
+
+def total_steps(settings: TrainSettings, steps: Steps) -> int:
     """Optimizer steps of the run."""
-    if settings.steps is not None:
-        return settings.steps
-    return math.ceil(settings.epochs * math.ceil(num_examples / settings.batch_size))
+    return settings.steps or math.ceil(settings.epochs * len(steps))
 
 
 def check_heldout(settings: TrainSettings, heldout: bool) -> None:
@@ -35,15 +55,55 @@ def check_heldout(settings: TrainSettings, heldout: bool) -> None:
         raise RecipeError(*(Problem(f"train.{name}", what, fix) for name in needing))
 
 
-def pick_checkpointing(settings: TrainSettings) -> Choice[bool]:
-    if settings.gradient_checkpointing != "auto":
-        return Choice(settings.gradient_checkpointing, "the recipe asks for it")
-    return Choice(False, "it costs a third of the time; smaller micro-batches save memory for less")
+def pick_checkpointing(settings: TrainSettings, found: Activations, steps: Steps, device: str) -> Choice[int]:
+    """How many layers to recompute: as few as let the longest row and a micro-batch of useful size fit.
+
+    Raises RecipeError for layers that the model does not have.
+    """
+    asked = settings.gradient_checkpointing
+    if asked is True and found.layers == 0:
+        raise _cannot_checkpoint("the model's code cannot recompute its layers")
+    if asked is not True and asked is not False and asked != "auto" and asked > found.layers:
+        raise _cannot_checkpoint(f"the model has {found.layers} layers that can be recomputed, not {asked}")
+    if asked != "auto":
+        return Choice(found.layers if asked is True else int(asked), ASKED)
+    tokens, free = _needed_tokens(settings, steps, device), _free_bytes(settings, device)
+    count = found.layers_to_recompute(tokens, MEMORY_SHARE * free)
+    taken, less = (f"{tokens * found.bytes_per_token(layers) / 1e9:.1f}" for layers in (0, count))
+    needs = f"{tokens:,} tokens at once take about {taken} of {free / 1e9:.1f} GB free"
+    if count == 0:
+        return Choice(0, f"recomputing costs a third of the time, and {needs}")
+    return Choice(count, f"{needs}; {less} if {count} of {found.layers} layers are recomputed")
+
+
+def _cannot_checkpoint(what: str) -> RecipeError:
+    return RecipeError(Problem("train.gradient_checkpointing", what, "leave it at auto, or lower it"))
+
+
+def check_offloading(settings: TrainSettings, device: str) -> None:
+    """Raises RecipeError where there is no other memory to go to."""
+    if settings.offload_activations and device != "cuda":
+        what = f"moves activations from the GPU's memory to the host's, and this run computes on {device}"
+        raise RecipeError(Problem("train.offload_activations", what, "leave it out"))
+
+
+def _needed_tokens(settings: TrainSettings, steps: Steps, device: str) -> int:
+    """Tokens that must fit at once: the longest row, and the micro-batch asked for or the smallest useful one."""
+    longest = max(steps.lengths)
+    if settings.gradient_accumulation_steps != "auto":
+        rows = math.ceil(max(map(len, steps.epoch(0))) / settings.gradient_accumulation_steps)
+        return sum(sorted(steps.lengths)[-rows:])
+    asked = settings.micro_batch_tokens
+    return max(longest, min(sum(steps.lengths), USEFUL_TOKENS[device] if asked == "auto" else asked))
+
+
+def _free_bytes(settings: TrainSettings, device: str) -> int:
+    return available_bytes("cpu" if settings.offload_activations else device)
 
 
 def pick_save_steps(settings: TrainSettings, steps: int, eval_steps: int) -> Choice[int]:
     if settings.save_steps != "auto":
-        return Choice(settings.save_steps, "the recipe asks for it")
+        return Choice(settings.save_steps, ASKED)
     if settings.load_best:
         return Choice(eval_steps, "load_best needs a checkpoint at every evaluation")
     return Choice(max(1, min(100, steps // 10)), "ten checkpoints in a run, and at most 100 steps lost")
@@ -51,18 +111,18 @@ def pick_save_steps(settings: TrainSettings, steps: int, eval_steps: int) -> Cho
 
 def pick_eval_steps(settings: TrainSettings, steps: int) -> Choice[int]:
     if settings.eval_steps != "auto":
-        return Choice(settings.eval_steps, "the recipe asks for it")
+        return Choice(settings.eval_steps, ASKED)
     if settings.load_best and settings.save_steps != "auto":
         return Choice(settings.save_steps, "load_best needs the loss of each checkpoint")
     return Choice(max(1, math.ceil(steps / 5)), "five evaluations in a run, besides the one before it")
 
 
-def pick_micro_batch(settings: TrainSettings, model: Any, examples: Sequence[Example], device: str) -> Choice[int]:
+def pick_micro_batch(settings: TrainSettings, found: Activations, recomputed: int, device: str) -> Choice[int]:
     """Tokens of a micro-batch: as many as the device can use and memory can hold."""
     if settings.micro_batch_tokens != "auto":
-        return Choice(settings.micro_batch_tokens, "the recipe asks for it")
-    each = bytes_per_token(model, examples, checkpointing=settings.gradient_checkpointing is True)
-    free = available_bytes(device)
+        return Choice(settings.micro_batch_tokens, ASKED)
+    each = found.bytes_per_token(recomputed)
+    free = _free_bytes(settings, device)
     fitting = max(1, int(MEMORY_SHARE * free / each))
     if fitting < MOST_TOKENS[device]:
         return Choice(fitting, f"half of the {free / 1e9:.1f} GB free, at about {each / 1e6:.1f} MB a token")
@@ -71,29 +131,18 @@ def pick_micro_batch(settings: TrainSettings, model: Any, examples: Sequence[Exa
     )
 
 
-def bytes_per_token(model: Any, examples: Sequence[Example], *, checkpointing: bool) -> float:
-    """Rough memory a token takes between forward and backward: activations of each layer, and logits in float32.
-
-    A LoRA layer keeps its input for each linear group and the MLP its three wide products, some 16 H + 5 I values a
-    layer of a Llama-shaped model. Measured on SmolLM2-135M in float32: 1.9 MB a token without logits.
-    """
-    config = model.config.get_text_config()
-    width = 4 if str(model.dtype) == "torch.float32" else 2
-    hidden = config.hidden_size
-    wide = getattr(config, "intermediate_size", None) or 4 * hidden
-    layer = hidden if checkpointing else 16 * hidden + 5 * wide
-    labelled = sum(e.num_labels for e in examples) / sum(len(e.input_ids) for e in examples)
-    return float(config.num_hidden_layers * layer * width + 3 * 4 * config.vocab_size * labelled)
-
-
-def saved_tokens(engine: Engine, examples: Sequence[Example], settings: TrainSettings, budget: int) -> Choice[str]:
-    """How many tokens the layers compute for an epoch, against padded batches of `batch_size` rows in file order."""
+def saved_tokens(
+    engine: Engine, examples: Sequence[Example], settings: TrainSettings, steps: Steps, budget: int
+) -> Choice[str]:
+    """How many tokens the layers compute for an epoch, against a padded batch of all rows of each step."""
     parts = None if settings.gradient_accumulation_steps == "auto" else settings.gradient_accumulation_steps
     real = padded = computed = 0
-    for step in epoch_steps(len(examples), settings.batch_size, seed=settings.seed, epoch=0):
+    for step in steps.epoch(0):
         rows = [examples[i] for i in step]
         real += sum(len(row.input_ids) for row in rows)
         padded += len(rows) * max(len(row.input_ids) for row in rows)
-        computed += sum(map(engine.cost, micro_batches(rows, engine.cost, budget=budget, parts=parts)))
-    fewer = f"{1 - computed / padded:.0%} fewer than padded batches of {settings.batch_size} rows"
-    return Choice(f"{computed:,} of {padded:,}", f"{real:,} are real tokens; the layers compute {fewer}")
+        computed += sum(map(engine.cost, micro_batches(rows, engine, budget=budget, parts=parts)))
+    size = f"{steps.rows} rows" if steps.tokens is None else "a whole step"
+    fewer = f"{1 - computed / padded:.0%} fewer than padded batches of {size}"
+    saved = f", {1 - computed / real:.0%} of them shared by rows or after the last label" if computed < real else ""
+    return Choice(f"{computed:,} of {padded:,}", f"{real:,} are real tokens{saved}; the layers compute {fewer}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import Problem, RunError, Stopped
+from luthier.hardware.environment import importing
 from luthier.recipe.load import load_recipe, parse_recipe
 from luthier.recipe.schema import Recipe
 from luthier.report.record import RunFolder
@@ -33,10 +34,10 @@ def train(recipe: Recipe | dict[str, Any] | str | Path, *, fresh: bool = False) 
 
 
 def _train(run: RunFolder, recipe: Recipe, *, going_on: bool) -> None:
-    # Heavy libraries are loaded from here on: a wrong recipe is refused at once.
-    from luthier.training.finish import finish
-    from luthier.training.fit import fit
-    from luthier.training.job import prepare_job
+    with importing():  # heavy libraries, only now: a wrong recipe is refused at once
+        from luthier.training.finish import finish
+        from luthier.training.fit import fit
+        from luthier.training.job import prepare_job
 
     job = prepare_job(recipe)
     if going_on:

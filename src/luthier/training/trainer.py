@@ -8,36 +8,40 @@ distribution stay the Trainer's.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.amp import GradScaler
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from luthier.data.batches import epoch_steps, micro_batches
+from luthier.data.batches import micro_batches
 from luthier.data.render import Example
+from luthier.data.steps import Steps
 from luthier.engine.engines import Engine
 from luthier.evaluation.heldout import mean_loss
 from luthier.training import checkpoint
+from luthier.training.activations import offloaded
 
 
 class StepDataset(Dataset[list[Example]]):
     """The optimizer steps of one epoch: item i is the list of rows of step i."""
 
-    def __init__(self, examples: Sequence[Example], batch_size: int, seed: int) -> None:
-        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+    def __init__(self, examples: Sequence[Example], steps: Steps) -> None:
+        self.examples, self.steps = examples, steps
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        self.steps = epoch_steps(len(self.examples), self.batch_size, seed=self.seed, epoch=epoch)
+        self.rows = self.steps.epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getitem__(self, index: int) -> list[Example]:
-        return [self.examples[i] for i in self.steps[index]]
+        return [self.examples[i] for i in self.rows[index]]
 
 
 class _Epochs(TrainerCallback):  # type: ignore[misc]
@@ -57,6 +61,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         budget: tokens of a micro-batch.
         parts: micro-batches of a step instead of a budget (`gradient_accumulation_steps`).
         heldout: rows whose loss `evaluate()` gives.
+        offload: whether activations wait in the host's memory between forward and backward.
         checkpoints_kept: how many stay; an old one is deleted only when the newest is sealed.
     """
 
@@ -73,6 +78,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         budget: int,
         parts: int | None = None,
         checkpoints_kept: int | None = None,
+        offload: bool = False,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         # The Trainer refuses to evaluate without a data set; `evaluate` below reads the rows themselves.
@@ -80,8 +86,11 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
             model, args, train_dataset=steps, eval_dataset=heldout or None, callbacks=[_Epochs(steps), *callbacks]
         )
         self.remove_callback(PrinterCallback)  # Luthier's own display shows the same figures
+        if args.fp16 and self.accelerator.scaler is None:  # accelerate scales the loss on GPUs alone
+            self.accelerator.scaler, self.accelerator.native_amp = GradScaler(args.device.type), True
         self.engine, self.heldout, self.budget, self.parts = engine, heldout, budget, parts
         self.checkpoints_kept = checkpoints_kept
+        self.keeping = functools.partial(offloaded, model) if offload else contextlib.nullcontext
         self.trained_tokens = self.computed_tokens = 0
 
     def get_train_dataloader(self) -> DataLoader[list[Example]]:
@@ -100,12 +109,12 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         world, rank = self.args.world_size, self.args.process_index
         mine = inputs[rank::world] or inputs[:1]  # every process must take part in the gradients' exchange
         weight = world / labels if len(inputs) > rank else 0.0
-        batches = micro_batches(mine, self.engine.cost, budget=self.budget, parts=self.parts)
+        batches = micro_batches(mine, self.engine, budget=self.budget, parts=self.parts)
         total = torch.zeros((), device=self.args.device)
         for batch in batches:
             exchange = contextlib.nullcontext() if batch is batches[-1] else self.accelerator.no_sync(model)
             with exchange:
-                with self.compute_loss_context_manager():
+                with self.compute_loss_context_manager(), self.keeping():
                     loss = self.engine.loss_sum(model, batch) * weight
                 self.accelerator.backward(loss)
             total += loss.detach()

@@ -1,48 +1,34 @@
-"""Attention over a flat row, against one big mask that says token by token who sees whom."""
+"""Attention over a flat row: its kernels against the mask written out token by token."""
 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 
-from luthier.engine.attention import causal_mask, flat_attention
-from luthier.engine.layout import Layout
+from luthier.choice import Choice
+from luthier.engine import attention
+from luthier.engine.attention import Kernels, dense, fault, flat_attention, pick_kernels
+from luthier.engine.block_attention import in_blocks
+from luthier.engine.gpu_attention import TILE, Flex, block_mask, varlen
+from luthier.engine.layout import Layout, Segment
+from luthier.engine.scores import Scores
 
-CPU = torch.device("cpu")
 MODULE = torch.nn.Identity()
-
-
-def test_a_causal_mask_is_drawn_only_where_sdpa_has_no_own() -> None:
-    assert causal_mask(3, 3, None, CPU) is None
-    assert causal_mask(3, 3, 3, CPU) is None
-    mask = causal_mask(2, 4, 3, CPU)
-    assert mask is not None
-    assert mask.int().tolist() == [[1, 1, 1, 0], [0, 1, 1, 1]]
-    mask = causal_mask(3, 3, 2, CPU)
-    assert mask is not None
-    assert mask.int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
-    mask = causal_mask(2, 4, None, CPU)
-    assert mask is not None
-    assert mask.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+TREE = Layout((Segment(0, 3, 9, 0), Segment(3, 5, 5, 3), Segment(5, 9, 9, 3), Segment(9, 12, 12, 0)))
+SEQUENCES = [[0, 1, 2, 3, 4], [0, 1, 2, 5, 6, 7, 8], [9, 10, 11]]
 
 
 def naive(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, window: int | None, scaling: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None, scaling: float
 ) -> torch.Tensor:
-    """[1, N, H, D], written out: who belongs to which sequence, at which place, and what it may see."""
-    owner = [-1] * layout.prefix + [b for b, length in enumerate(layout.lengths) for _ in range(length)]
-    place = [
-        *range(layout.prefix),
-        *itertools.chain(*(range(layout.prefix, layout.prefix + n) for n in layout.lengths)),
-    ]
-    total = layout.num_tokens
-    mask = torch.zeros(total, total, dtype=torch.bool)
-    for q, k in itertools.product(range(total), range(total)):
-        same = owner[k] in (-1, owner[q])
-        near = window is None or place[q] - place[k] < window
-        mask[q, k] = same and place[k] <= place[q] and near
+    """[1, N, H, D], written out: each sequence's tokens see those before them."""
+    mask = torch.zeros(12, 12, dtype=torch.bool)
+    for sequence in SEQUENCES:
+        for q, k in itertools.product(range(len(sequence)), repeat=2):
+            mask[sequence[q], sequence[k]] = k <= q and (window is None or q - k < window)
     heads = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(heads, dim=1) for x in (key, value))
     scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~mask, float("-inf"))
@@ -50,27 +36,131 @@ def naive(
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize(
-    "layout", [Layout(0, (5,)), Layout(0, (3, 1, 6)), Layout(4, (3, 1, 6)), Layout(1, (1, 1)), Layout(7, (2, 2))]
-)
-def test_each_token_sees_the_prefix_and_its_own_sequence(layout: Layout, kv_heads: int, window: int | None) -> None:
-    generator = torch.Generator().manual_seed(layout.num_tokens)
-    query = torch.randn(1, 4, layout.num_tokens, 8, generator=generator, dtype=torch.float64)
-    key, value = (
-        torch.randn(1, kv_heads, layout.num_tokens, 8, generator=generator, dtype=torch.float64) for _ in range(2)
-    )
+@pytest.mark.parametrize("width", [8, 6], ids=["blocks", "dense"])
+def test_each_token_sees_its_sequences(width: int, window: int | None) -> None:
+    """Values of another width than the keys' go through SDPA with a mask."""
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 4, 12, 8, generator=generator, dtype=torch.float64)
+    key, value = (torch.randn(1, 2, 12, d, generator=generator, dtype=torch.float64) for d in (8, width))
     found, weights = flat_attention(
-        MODULE, query, key, value, None, layout=layout, scaling=0.3, sliding_window=window, is_causal=True
+        MODULE, query, key, value, None, layout=TREE, scaling=0.3, sliding_window=window, is_causal=True
     )
     assert weights is None
-    assert found.shape == (1, layout.num_tokens, 4, 8)
-    torch.testing.assert_close(found, naive(query, key, value, layout, window, 0.3), rtol=0, atol=1e-12)
+    assert found.shape == (1, 12, 4, width)
+    torch.testing.assert_close(found, naive(query, key, value, window, 0.3), rtol=0, atol=1e-12)
 
 
 def test_dropout_drops() -> None:
-    layout = Layout(2, (3, 2))
-    query, key, value = (torch.randn(1, 2, 7, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
-    whole, _ = flat_attention(MODULE, query, key, value, None, layout=layout)
-    dropped, _ = flat_attention(MODULE, query, key, value, None, layout=layout, dropout=0.5)
+    query, key, value = (torch.randn(1, 2, 12, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    whole, _ = flat_attention(MODULE, query, key, value, None, layout=TREE)
+    dropped, _ = flat_attention(MODULE, query, key, value, None, layout=TREE, dropout=0.5)
     assert (whole - dropped).abs().max() > 0.1
+
+
+# ---------------------------------------------------------------- which kernel
+
+
+def test_kernels_of_a_cpu_and_of_a_device_without_any() -> None:
+    assert pick_kernels("cpu", torch.float32, 64) == Choice(Kernels(in_blocks, in_blocks), "attention in blocks")
+    assert pick_kernels("mps", torch.float32, 64) == Choice(
+        Kernels(dense, dense), "attention with a dense mask, as there is no other on mps"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flex_fault", "varlen_fault", "expected"),
+    [
+        (None, None, "attention by FlexAttention, or flash attention where no prefix is shared"),
+        (None, "fails (no such kernel)", "attention by FlexAttention"),
+        (
+            "fails (no compiler)",
+            None,
+            "attention by a dense mask, as FlexAttention fails (no compiler), "
+            "or flash attention where no prefix is shared",
+        ),
+        ("is off by 3.0e-01", "fails", "attention by a dense mask, as FlexAttention is off by 3.0e-01"),
+    ],
+)
+def test_kernels_of_a_gpu_must_prove_themselves(
+    flex_fault: str | None, varlen_fault: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(kernel: Any, sample: Layout, *_: Any) -> str | None:
+        return varlen_fault if kernel is varlen else flex_fault if sample is attention.LONGER_TREE else None
+
+    monkeypatch.setattr(attention, "fault", fault)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    chosen = pick_kernels.__wrapped__("cuda", torch.bfloat16, 64)
+    assert chosen.reason == expected
+    assert isinstance(chosen.value.tree, Flex) == (flex_fault is None)
+    assert chosen.value.side_by_side is (varlen if varlen_fault is None else chosen.value.tree)
+
+
+def test_what_is_wrong_with_a_kernel() -> None:
+    def fails(*_: Any) -> torch.Tensor:
+        raise RuntimeError("no kernel for this card\nat line 3")
+
+    def twice(*asked: Any) -> torch.Tensor:
+        return 2 * dense(*asked)
+
+    asked = (attention.TREE, torch.float32, 8, "cpu")
+    assert fault(in_blocks, *asked) is None
+    assert fault(fails, *asked) == "fails (no kernel for this card)"
+    assert (fault(twice, *asked) or "").startswith("is off by ")
+    assert (fault(varlen, attention.SIDE_BY_SIDE, *asked[1:]) or "").startswith("fails (")  # it wants a GPU
+
+
+# ---------------------------------------------------------------- FlexAttention, as far as a CPU can show it
+
+
+@pytest.mark.parametrize("window", [None, 40, 200])
+@pytest.mark.parametrize("layout", [attention.TREE, attention.LONGER_TREE, attention.SIDE_BY_SIDE, TREE])
+def test_tiles_hold_what_the_mask_holds(layout: Layout, window: int | None) -> None:
+    """Tiles taken whole hold only visible pairs, and tiles left out none."""
+    mask = layout.mask(window)
+    tiles = -(-layout.num_tokens // TILE)
+    padded = torch.zeros(tiles * TILE, tiles * TILE, dtype=torch.bool)
+    padded[: layout.num_tokens, : layout.num_tokens] = mask
+    parts = padded.view(tiles, TILE, tiles, TILE).transpose(1, 2).flatten(2)
+    made = block_mask(layout, window)
+    assert made.full_kv_num_blocks is not None and made.full_kv_indices is not None
+    partly = torch.zeros(tiles, tiles, dtype=torch.bool)
+    whole = torch.zeros(tiles, tiles, dtype=torch.bool)
+    for q in range(tiles):
+        partly[q, made.kv_indices[0, 0, q, : made.kv_num_blocks[0, 0, q]].long()] = True
+        whole[q, made.full_kv_indices[0, 0, q, : made.full_kv_num_blocks[0, 0, q]].long()] = True
+    assert torch.equal(whole, parts.all(-1))
+    assert torch.equal(partly | whole, parts.any(-1)) or window is not None  # a window may leave an empty tile in
+    assert bool((parts.any(-1) <= (partly | whole)).all())
+    places = torch.arange(tiles * TILE)
+    assert torch.equal(made.mask_mod(places[:1], places[:1], places[:, None], places[None]), padded)
+
+
+@pytest.mark.parametrize(("softcap", "with_sinks"), [(None, False), (2.0, False), (None, True)])
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("heads", [4, 6])
+def test_flex_attention_uncompiled(heads: int, window: int | None, softcap: float | None, with_sinks: bool) -> None:
+    layout = attention.TREE
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, h, layout.num_tokens, 16, generator=generator) for h in (heads, 2, 2))
+    sinks = torch.randn(heads, generator=generator) if with_sinks else None
+    scores = Scores(0.4, window, softcap, sinks)
+    found = Flex()(query, key, value, layout, scores)
+    torch.testing.assert_close(found, dense(query, key, value, layout, scores), rtol=0, atol=2e-6)
+
+
+def test_varlen_attention_is_asked_for_the_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel itself needs a GPU: what it is told, on a stand-in that computes each sequence alone."""
+    told: list[Any] = []
+
+    def varlen_attn(q: Any, k: Any, v: Any, at: Any, at_k: Any, longest: int, longest_k: int, **options: Any) -> Any:
+        told.append((at.tolist(), at_k.tolist(), longest, longest_k, options))
+        return q
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    query, key, value = (torch.randn(1, heads, 400, 8) for heads in (4, 2, 2))
+    for window, expected in ((None, (-1, 0)), (40, (39, 0))):
+        out = varlen(query, key, value, attention.SIDE_BY_SIDE, Scores(0.4, window))
+        assert torch.equal(out, query.transpose(1, 2))
+        borders = [0, 150, 251, 400]
+        options = {"scale": 0.4, "window_size": expected, "enable_gqa": True}
+        assert told.pop() == (borders, borders, 150, 150, options)

@@ -20,7 +20,6 @@ ROWS = [
     Example([5, 6, 7, 8, number, 9], [IGNORE, IGNORE, IGNORE, IGNORE, number, 9], Source("rows.json", number))
     for number in range(10, 16)
 ]
-MORE_THAN_SDPA = "its attention does what SDPA cannot (soft-capped scores, sinks)"
 
 
 def test_a_llama_takes_the_flat_engine() -> None:
@@ -29,35 +28,36 @@ def test_a_llama_takes_the_flat_engine() -> None:
     choice = pick_engine(model, ROWS, asked="auto")
     assert isinstance(choice.value, FlatEngine) and choice.value.share
     assert re.fullmatch(
-        r"no padding, shared prefixes computed once; the flat loss differs from the plain one by \d\.\de-\d\d",
+        r"no padding, shared prefixes computed once, attention in blocks; "
+        r"the flat loss differs from the plain one by \d\.\de-\d\d",
         choice.reason,
     )
     assert model.config._attn_implementation == attention.NAME
     assert model.training
 
 
-def test_plain_when_asked() -> None:
-    model = add_adapter(make_model("llama"))
-    choice = pick_engine(model, ROWS, asked="plain")
-    assert isinstance(choice.value, PlainEngine)
-    assert choice.reason == "the recipe asks for it"
-    assert model.config._attn_implementation == "sdpa"
-
-
 @pytest.mark.parametrize(
-    ("family", "attention_of_plain", "reason"),
+    ("family", "how"),
     [
-        ("qwen3_5", "sdpa", "layers of kind linear_attention carry state from one row to the next"),
-        ("gemma2", "eager", MORE_THAN_SDPA),
-        ("gpt_oss", "eager", MORE_THAN_SDPA),
+        ("gemma2", "shared prefixes computed once, attention in blocks;"),
+        ("gpt_oss", "shared prefixes computed once, attention in blocks;"),
+        ("qwen3_5", "shared prefixes computed once, attention in blocks, linear attention row by row;"),
     ],
 )
-def test_what_the_flat_engine_declines_trains_plainly(family: str, attention_of_plain: str, reason: str) -> None:
-    model = add_adapter(make_model(family))
+def test_what_is_more_than_a_llama_takes_it_too(family: str, how: str) -> None:
+    choice = pick_engine(add_adapter(make_model(family)), ROWS, asked="auto")
+    assert isinstance(choice.value, FlatEngine)
+    assert choice.reason.startswith(f"no padding, {how} the flat loss differs from the plain one by ")
+
+
+def test_what_the_flat_engine_declines_trains_plainly() -> None:
+    """LFM2's convolutions look at the tokens before, whatever row they belong to."""
+    model = add_adapter(make_model("lfm2"))
     choice = pick_engine(model, ROWS, asked="auto")
+    reason = "layers of kind conv carry state from one row to the next"
     assert isinstance(choice.value, PlainEngine)
     assert choice.reason == f"padded batches of stock transformers: {reason}"
-    assert model.config._attn_implementation == attention_of_plain
+    assert model.config._attn_implementation == "sdpa"
     loss = choice.value.loss_sum(model, ROWS)
     loss.backward()
     assert torch.isfinite(loss)
@@ -66,6 +66,16 @@ def test_what_the_flat_engine_declines_trains_plainly(family: str, attention_of_
     with pytest.raises(ModelError) as raised:
         pick_engine(model, ROWS, asked="flat")
     assert raised.value.problems == (Problem("train.engine: flat", reason, "set train.engine: auto or plain"),)
+
+
+@pytest.mark.parametrize(("family", "stock"), [("llama", "sdpa"), ("gemma2", "eager"), ("gpt_oss", "eager")])
+def test_plain_when_asked(family: str, stock: str) -> None:
+    """Stock attention is SDPA, or eager where scores are soft-capped or there are sinks."""
+    model = add_adapter(make_model(family))
+    choice = pick_engine(model, ROWS, asked="plain")
+    assert isinstance(choice.value, PlainEngine)
+    assert choice.reason == "the recipe asks for it"
+    assert model.config._attn_implementation == stock
 
 
 def test_a_model_outside_the_attention_interface(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +121,8 @@ def test_a_prefix_is_shared_only_without_dropout(dropout: float, share: bool) ->
         choice = pick_engine(model, ROWS, asked="auto")
         assert isinstance(choice.value, FlatEngine) and choice.value.share is share
         assert choice.reason.startswith(
-            "no padding, shared prefixes computed " + ("once; " if share else "again: dropout is above 0; ")
+            "no padding, shared prefixes computed "
+            + ("once, attention in blocks; " if share else "again: dropout is above 0, attention in blocks; ")
         )
 
 

@@ -2,84 +2,168 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.data.conversation import Source
 from luthier.data.render import IGNORE, Example
-from luthier.engine.layout import Layout, flatten, shared_prefix
+from luthier.engine import layout
+from luthier.engine.layout import Layout, Segment, Tree, common_prefix, flatten, in_order, needed_tokens
 
-A, B, C, D, E, F, G, H = range(1, 9)
+A, B, C, D, E, F, G, H, J = range(1, 10)
 
 
 def example(prompt: list[int], answer: list[int]) -> Example:
     return Example(prompt + answer, [IGNORE] * len(prompt) + answer, Source("rows.json", 1))
 
 
+@pytest.fixture
+def any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "SHORTEST_SHARED", 1)
+
+
+@pytest.mark.usefixtures("any_length")
 def test_the_picture_of_the_module() -> None:
-    examples = [example([A, B, C], [D]), example([A, B, E], []), example([A, B, F], [G, H])]
-    batch = flatten(examples)
-    assert batch.input_ids.tolist() == [[A, B, C, D, E, F, G, H]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 2, 3, 4]]
-    assert batch.layout == Layout(prefix=2, lengths=(2, 1, 3))
-    assert batch.predict_at.tolist() == [2, 5, 6]  # C predicts D, F predicts G, G predicts H
-    assert batch.targets.tolist() == [D, G, H]
-    assert batch.layout.num_tokens == 8
-    assert batch.layout.own_index.tolist() == [[2, 3, 3], [4, 4, 4], [5, 6, 7]]
-    assert batch.layout.own_places.tolist() == [0, 1, 3, 6, 7, 8]
+    batch = flatten([example([A, B, C], [D]), example([A, B, E], [F]), example([A, G], [H, J])])
+    assert batch.input_ids.tolist() == [[A, B, C, E, G, H]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 2, 1, 2]]
+    assert batch.predict_at.tolist() == [2, 3, 4, 5]
+    assert batch.targets.tolist() == [D, F, H, J]
+    assert batch.layout == Layout(
+        (Segment(0, 1, 6, 0), Segment(1, 2, 4, 1), Segment(2, 3, 3, 2), Segment(3, 4, 4, 2), Segment(4, 6, 6, 1))
+    )
+    assert batch.layout.num_tokens == 6
+    assert batch.layout.longest == 3
+    assert batch.layout.shares
+    assert batch.layout.until.tolist() == [6, 4, 3, 4, 6, 6]
+    assert batch.layout.positions.tolist() == [0, 1, 2, 2, 1, 2]
+    assert batch.layout.rows.tolist() == [[0, 1, 2], [0, 1, 3], [0, 4, 5]]
+    assert batch.layout.places.tolist() == [0, 1, 2, 5, 7, 8]
+    assert batch.layout.mask().int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0],
+        [1, 0, 0, 0, 1, 0],
+        [1, 0, 0, 0, 1, 1],
+    ]
+    assert batch.layout.mask(window=2).int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0],
+        [0, 1, 0, 1, 0, 0],
+        [1, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 1, 1],
+    ]
 
 
 def test_without_sharing_each_sequence_is_whole() -> None:
     batch = flatten([example([A, B], [C]), example([A, B], [D, E])], share=False)
-    assert batch.input_ids.tolist() == [[A, B, C, A, B, D, E]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3]]
-    assert batch.layout == Layout(prefix=0, lengths=(3, 4))
-    assert (batch.predict_at.tolist(), batch.targets.tolist()) == ([1, 4, 5], [C, D, E])
+    assert batch.input_ids.tolist() == [[A, B, A, B, D]]
+    assert batch.position_ids.tolist() == [[0, 1, 0, 1, 2]]
+    assert batch.layout == Layout((Segment(0, 2, 2, 0), Segment(2, 5, 5, 0)))
+    assert not batch.layout.shares
+    assert batch.layout.rows.tolist() == [[0, 1, 1], [2, 3, 4]]
+    assert batch.layout.places.tolist() == [0, 1, 3, 4, 5]
+    assert (batch.predict_at.tolist(), batch.targets.tolist()) == ([1, 3, 4], [C, D, E])
 
 
-def test_a_prefix_ends_before_the_token_that_predicts_the_first_label() -> None:
-    equal = [example([A, B, C], [D]), example([A, B, C], [E])]
-    assert shared_prefix(equal) == 2
-    assert flatten(equal).input_ids.tolist() == [[A, B, C, D, C, E]]
+@pytest.mark.usefixtures("any_length")
+def test_a_shared_token_predicts_for_each_sequence() -> None:
+    """Answers to one prompt differ behind its last token, and where they begin alike they share their own."""
+    batch = flatten([example([A, B], [C, D, E]), example([A, B], [C, F]), example([A, B], [G])])
+    assert batch.input_ids.tolist() == [[A, B, C, D]]
+    assert batch.predict_at.tolist() == [1, 2, 3, 1, 2, 1]
+    assert batch.targets.tolist() == [C, D, E, C, F, G]
+    assert batch.layout.segments == (Segment(0, 4, 4, 0),)
+
+
+def test_equal_rows_are_computed_once() -> None:
+    batch = flatten([example([A, B, C, D], [E])] * 3)
+    assert batch.input_ids.tolist() == [[A, B, C, D]]
+    assert (batch.predict_at.tolist(), batch.targets.tolist()) == ([3, 3, 3], [E, E, E])
+
+
+def test_few_shared_tokens_are_computed_again() -> None:
+    assert layout.SHORTEST_SHARED == 4
+    three = [example([A, B, C, D], [H]), example([A, B, C, E], [H])]
+    assert flatten(three).input_ids.tolist() == [[A, B, C, D, A, B, C, E]]
+    four = [example([A, B, C, D, E], [H]), example([A, B, C, D, F], [H])]
+    assert flatten(four).input_ids.tolist() == [[A, B, C, D, E, F]]
+    # Two more in common after a border are not worth another; the third row still shares up to that border.
+    nested = [*four, example([A, B, C, D, F, G], [H])]
+    assert flatten(nested).input_ids.tolist() == [[A, B, C, D, E, F, G]]
+    nested = [example([A, B, C, D, E, *tail], [H]) for tail in ([A], [B])]
+    batch = flatten([example([A, B, C, D, B], [H]), *nested])
+    assert batch.input_ids.tolist() == [[A, B, C, D, B, E, A, E, B]]
+    assert batch.layout.segments == (
+        Segment(0, 4, 9, 0),
+        Segment(4, 5, 5, 4),
+        Segment(5, 7, 7, 4),
+        Segment(7, 9, 9, 4),
+    )
 
 
 def test_what_shares_nothing() -> None:
-    assert shared_prefix([example([A, B, C], [D])]) == 0  # a row alone
-    assert shared_prefix([example([A, B], [C]), example([B, B], [C])]) == 0
-    assert shared_prefix([example([], [A, B]), example([], [A, C])]) == 0  # plain text: a label from the first token on
-    assert shared_prefix([example([A], [B]), example([A], [C])]) == 0
+    for rows in ([example([A, B, C, D, E], [F])], [example([A, B, C, D, E], [F]), example([B, B, C, D, E], [F])]):
+        assert not flatten(rows).layout.shares
 
 
-def test_the_shortest_prompt_limits_the_prefix() -> None:
-    assert shared_prefix([example([A, B, C, D], [E]), example([A, B, C], [D, E])]) == 2
+def test_what_the_loss_needs() -> None:
+    """Nothing is predicted behind the last label, so neither is it computed."""
+    assert needed_tokens(example([A, B], [C, D])) == [A, B, C]
+    labels = [IGNORE, IGNORE, C, IGNORE, IGNORE]
+    assert needed_tokens(Example([A, B, C, D, E], labels, Source("rows.json", 1))) == [A, B]
+    assert needed_tokens(example([A, B], [])) == [A]  # a flat row is never empty
+    assert needed_tokens(example([], [A])) == [A]
 
 
 def test_plain_text_learns_nothing_on_its_first_token() -> None:
     batch = flatten([example([], [A, B]), example([], [C, D, E])])
-    assert (batch.predict_at.tolist(), batch.targets.tolist()) == ([0, 2, 3], [B, D, E])
+    assert batch.input_ids.tolist() == [[A, C, D]]
+    assert (batch.predict_at.tolist(), batch.targets.tolist()) == ([0, 1, 2], [B, D, E])
+
+
+def test_a_common_prefix() -> None:
+    assert common_prefix([], [A]) == 0
+    assert common_prefix([A, B], [B, B]) == 0
+    assert common_prefix([A, B, C], [A, B, D]) == 2
+    assert common_prefix([A, B], [A, B, D]) == 2
 
 
 rows = st.lists(
-    st.tuples(st.lists(st.integers(1, 3), min_size=1, max_size=6), st.lists(st.integers(1, 3), min_size=1, max_size=4)),
+    st.tuples(st.lists(st.integers(1, 2), max_size=12), st.lists(st.integers(1, 2), max_size=6)).filter(any),
     min_size=1,
-    max_size=5,
+    max_size=7,
 )
 
 
 @given(rows, st.booleans())
-def test_nothing_is_lost_and_nothing_stands_twice(drawn: list[tuple[list[int], list[int]]], share: bool) -> None:
-    """Prefix and own tokens of each sequence, put together again, are the sequence; so are its labels."""
+def test_every_sequence_is_found_again(drawn: list[tuple[list[int], list[int]]], share: bool) -> None:
+    """What a token sees, itself included, is the beginning of its sequence: so each loss term has its context."""
     examples = [example(prompt, answer) for prompt, answer in drawn]
     batch = flatten(examples, share=share)
-    layout, flat = batch.layout, batch.input_ids[0]
-    assert layout.num_tokens == len(flat) == len(batch.position_ids[0])
-    assert torch.equal(layout.own_index.flatten()[layout.own_places], torch.arange(layout.prefix, len(flat)))
-    for row, (each, length) in enumerate(zip(examples, layout.lengths, strict=True)):
-        own = layout.own_index[row, :length]
-        assert [*flat[: layout.prefix].tolist(), *flat[own].tolist()] == each.input_ids
-        assert batch.position_ids[0, own].tolist() == list(range(layout.prefix, len(each.input_ids)))
-    answers = [token for each in examples for token in each.input_ids[each.prompt_length :]]
-    assert batch.targets.tolist() == answers
-    assert len(batch.predict_at) == sum(each.num_labels for each in examples)
-    assert bool((batch.predict_at >= layout.prefix).all())
+    flat, mask = batch.input_ids[0], batch.layout.mask()
+    assert torch.equal(batch.layout.positions, batch.position_ids[0])
+    assert torch.equal(mask.sum(1) - 1, batch.position_ids[0])
+    seen = [flat[mask[at]].tolist() for at in batch.predict_at.tolist()]
+    terms = [[*context, target] for context, target in zip(seen, batch.targets.tolist(), strict=True)]
+    expected = [
+        each.input_ids[: i + 1] for each in examples for i, label in enumerate(each.labels) if i and label != IGNORE
+    ]
+    assert sorted(terms) == sorted(expected)
+    assert batch.layout.segments[0].start == 0
+    assert all(a.end == b.start for a, b in zip(batch.layout.segments, batch.layout.segments[1:], strict=False))
+
+
+@given(rows, st.booleans())
+def test_a_tree_counts_what_it_lays_out(drawn: list[tuple[list[int], list[int]]], share: bool) -> None:
+    examples = in_order([example(prompt, answer) for prompt, answer in drawn])
+    tree = Tree(share=share)
+    for each in examples:
+        expected = tree.tokens + tree.added(each)
+        tree.add(each)
+        assert tree.tokens == expected
+    assert tree.tokens == flatten(examples, share=share).layout.num_tokens

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from luthier.choice import Choice
@@ -39,3 +44,15 @@ def test_other_builds_of_torch_need_nothing(version: str) -> None:
     environ: dict[str, str] = {}
     assert prepare_torch(environ, amd("gfx1151"), version) == {}
     assert environ == {}
+
+
+def test_libraries_are_imported_without_the_garbage_collector() -> None:
+    """In a process of its own: this one has torch already."""
+    code = (
+        "import gc; from luthier.hardware.environment import importing\n"
+        "with importing(): inside = gc.isenabled()\n"
+        "print(inside, gc.isenabled(), gc.get_freeze_count() > 0)"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3] / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "True"]

@@ -145,9 +145,10 @@ prompts: Who are you?
         (
             "recipe.yaml, train.zzz",
             "is no setting",
-            "settings here: epochs, steps, batch_size, gradient_accumulation_steps, micro_batch_tokens, learning_rate, "
-            "schedule, warmup, weight_decay, max_grad_norm, logging_steps, save_steps, save_total_limit, eval_steps, "
-            "early_stopping_patience, load_best, gradient_checkpointing, engine, seed, save_on_each_node",
+            "settings here: epochs, steps, batch_size, batch_tokens, gradient_accumulation_steps, micro_batch_tokens, "
+            "learning_rate, schedule, warmup, weight_decay, max_grad_norm, logging_steps, save_steps, "
+            "save_total_limit, eval_steps, early_stopping_patience, load_best, gradient_checkpointing, "
+            "offload_activations, engine, seed, save_on_each_node",
         ),
         (
             "recipe.yaml, track.to",
@@ -189,6 +190,7 @@ data: {train: d, holdout: 0}
 output: o
 train:
   batch_size: 4
+  batch_tokens: 4096
   gradient_accumulation_steps: 8
   micro_batch_tokens: 100
   early_stopping_patience: 2
@@ -199,6 +201,11 @@ train:
 track: {cloud: true}
 """
     assert problems(text) == [
+        (
+            "recipe.yaml, train.batch_tokens",
+            "says with batch_size twice how much a step holds",
+            "leave one of the two out",
+        ),
         (
             "recipe.yaml, train.gradient_accumulation_steps",
             "cuts a step of 4 rows into 8 micro-batches",
@@ -256,14 +263,15 @@ def test_overrides_that_are_wrong_are_named_beside_the_recipes_own_problems() ->
 
 
 def test_settings_given_as_a_dict() -> None:
-    assert parse_recipe(MINIMAL).train.batch_size == 16
+    assert parse_recipe(MINIMAL).train.batch_size == "auto"
     with pytest.raises(RecipeError) as raised:
         parse_recipe({**MINIMAL, "train": {"batch_size": 0}})
     assert raised.value.problems == (
         Problem(
             "recipe, train.batch_size",
             "cannot be 0",
-            "write whole number > 0 (Rows in one optimizer step, on all devices together.)",
+            "write auto or whole number > 0 (Rows in one optimizer step, on all devices together. auto: 16, unless "
+            "batch_tokens says it.)",
         ),
     )
 

@@ -12,7 +12,7 @@ from tiny import add_adapter, make_model
 
 from luthier.data.conversation import Source
 from luthier.data.render import Example
-from luthier.engine.engines import FlatEngine, set_attention
+from luthier.engine.engines import FlatEngine, install
 from luthier.training import checkpoint
 
 
@@ -93,15 +93,17 @@ def trainer(tmp_path: Path) -> Any:
     """Four steps, a checkpoint after each, one kept."""
     from transformers import TrainingArguments
 
+    from luthier.recipe.schema import TrainSettings
+    from luthier.training.plan import steps_of
     from luthier.training.trainer import LuthierTrainer, StepDataset
 
     model, engine = add_adapter(make_model("llama")), FlatEngine()
-    set_attention(model, engine)
+    install(model, engine)
     rows = [Example([5, 6, number], [-100, 6, number], Source("rows.json", number)) for number in range(10, 18)]
     arguments = TrainingArguments(
         str(tmp_path / "checkpoints"), max_steps=4, save_steps=1, use_cpu=True, report_to="none", disable_tqdm=True
     )
-    steps = StepDataset(rows, 2, seed=0)
+    steps = StepDataset(rows, steps_of(TrainSettings(batch_size=2), rows))
     return LuthierTrainer(model, arguments, engine, steps, [], budget=100, checkpoints_kept=1)
 
 

@@ -1,0 +1,72 @@
+"""What attention over a flat row multiplies: a tree of segments as blocks of queries and keys, without padding.
+
+Each segment is two products of queries with keys: its own tokens with themselves (causal), and all the tokens that lie
+behind it with its own (whole), as what begins with a segment lies in one piece behind it. A mask is drawn only where a
+window cuts through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from luthier.engine.layout import Layout, Segment
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries and keys of the flat row that are multiplied at once.
+
+    causal: they are the same tokens, each of which sees itself and those before.
+    merge: these queries have a result already, from another block.
+    mask: [queries, keys] bool, where a window cuts through.
+    """
+
+    queries: slice
+    keys: slice
+    causal: bool = False
+    merge: bool = False
+    mask: Tensor | None = None
+
+
+def blocks_of(layout: Layout, window: int | None = None) -> list[Block]:
+    """What to multiply, blocks that merge last. A window counts the token itself."""
+    window = min(window or layout.longest, layout.longest)
+    own = [block for segment in layout.segments for block in _own(segment, window)]
+    return own + [block for segment in layout.segments for block in _behind(segment, layout, window)]
+
+
+def _own(segment: Segment, window: int) -> Iterator[Block]:
+    """A segment's tokens among themselves, one window's length of queries at a time."""
+    for start in range(segment.start, segment.end, window):
+        queries = slice(start, min(start + window, segment.end))
+        keys = slice(max(segment.start, start - window + 1), queries.stop)
+        if keys == queries:
+            yield Block(queries, keys, causal=True)
+        else:
+            yield Block(queries, keys, mask=_visible(queries, keys, start - keys.start, window))
+
+
+def _behind(segment: Segment, layout: Layout, window: int) -> Iterator[Block]:
+    """The tokens behind a segment with its own: all at once, or segment by segment where the window cuts through."""
+    behind = [s for s in layout.segments if segment.end <= s.start < segment.until]
+    if behind and max(s.last for s in behind) - segment.depth < window:
+        yield Block(slice(segment.end, segment.until), slice(segment.start, segment.end), merge=True)
+        return
+    for s in behind:
+        queries = slice(s.start, min(s.end, s.start + segment.last + window - s.depth))
+        skipped = max(0, s.depth - window + 1 - segment.depth)
+        keys = slice(segment.start + skipped, segment.end)
+        if queries.start < queries.stop:
+            mask = _visible(queries, keys, s.depth - segment.depth - skipped, window)
+            yield Block(queries, keys, merge=True, mask=mask)
+
+
+def _visible(queries: slice, keys: slice, distance: int, window: int) -> Tensor:
+    """[queries, keys] bool: which key a query sees. `distance`: from the first key to the first query, in positions."""
+    behind = distance + torch.arange(queries.stop - queries.start)[:, None]
+    behind = behind - torch.arange(keys.stop - keys.start)[None]
+    return (behind >= 0) & (behind < window)

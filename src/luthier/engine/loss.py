@@ -1,0 +1,130 @@
+"""Head and cross-entropy together, a few rows at a time: loss and gradient in one pass, no `[N, V]` kept.
+
+The model's own forward would keep the logits of all labelled positions, their log-softmax and its gradient, each of
+`[M, V]` in float32. Here the gradient of the hidden states is known as soon as the loss is, so a chunk of logits is
+used in place and forgotten. The formula of soft-capping (Gemma) is `cap * tanh(logits / cap)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+from luthier.engine.instance import replace_forward
+
+CHUNK = 1 << 25
+"""Logits computed at once: 134 MB in float32. Fewer rows at once would read the head's weight more often."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """From hidden states to logits: `cap * tanh(scale * (hidden weight^T + bias) / cap)`, without cap if it is None."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[M, H] → [M, V] in float32."""
+        logits = linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        if self.scale != 1.0:
+            logits *= self.scale
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+
+    def backward(self, logits: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient of the hidden states from that of the logits, both [M, V]; overwrites them."""
+        if self.cap is not None:
+            gradient *= logits.div_(self.cap).square_().neg_().add_(1)
+        return (gradient.mul_(self.scale) if self.scale != 1.0 else gradient).to(self.weight.dtype) @ self.weight
+
+
+def read_head(model: Any) -> Head | None:
+    """The head of a causal model, or None if it is trained or does more than this module knows."""
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    if type(head) is not nn.Linear or head.weight.requires_grad:
+        return None
+    # The families name it in three ways: Granite divides, Cohere multiplies, Gemma caps.
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    return Head(head.weight, head.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def fuse(model: Any) -> bool:
+    """Lets `model(…, predict_at, targets)` return the summed loss of this causal model; says whether it may.
+
+    What the head makes of hidden states must be what the model itself makes of them, compared on two tokens. `model` is
+    the causal model itself, below any adapter wrapper.
+    """
+    head = read_head(model)
+    if head is None or not _same_logits(model, head):
+        return False
+    replace_forward(model, partial(_forward, model, head))
+    return True
+
+
+def _forward(
+    model: Any,
+    head: Head,
+    own: Callable[..., Any],
+    *args: Any,
+    predict_at: Tensor | None = None,
+    targets: Tensor | None = None,
+    **inputs: Any,
+) -> Any:
+    """The model's own forward, or, with `targets` [M] for the tokens `predict_at` [M] of a flat row, their loss."""
+    if predict_at is None or targets is None:
+        return own(*args, **inputs)
+    given = {name: value for name, value in inputs.items() if value is not None}  # PEFT passes on what nobody set
+    hidden = model.get_decoder()(*args, **given).last_hidden_state[0]
+    return summed_loss(hidden[predict_at], targets, head)
+
+
+def summed_loss(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+    """Cross-entropy of what the head makes of hidden [M, H] against targets [M]: their sum, a float32 scalar."""
+    loss: Tensor = _HeadLoss.apply(hidden, targets, head)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+        total = torch.zeros((), device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        rows = max(1, CHUNK // len(head.weight))
+        for start in range(0, len(hidden), rows):
+            chunk = slice(start, start + rows)
+            logits = head(hidden[chunk])
+            log_p = torch.log_softmax(logits, dim=-1)
+            index = targets[chunk, None]
+            total -= log_p.gather(1, index).sum()
+            if gradient is not None:
+                error = log_p.exp_().scatter_add_(1, index, -torch.ones_like(index, dtype=log_p.dtype))
+                gradient[chunk] = head.backward(logits, error)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (hidden_gradient,) = ctx.saved_tensors
+        return hidden_gradient * gradient, None, None
+
+
+def _same_logits(model: Any, head: Head) -> bool:
+    ids = torch.tensor([[0, 1]], device=model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            expected = model(input_ids=ids, use_cache=False).logits[0].float()
+            found = head(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
+    finally:
+        model.train(was_training)
+    return bool(((found - expected).norm() <= 1e-3 * expected.norm()).item())

@@ -1,0 +1,73 @@
+"""RMSNorm in half the passes: three over its input forward and four backward, where autograd needs six and nine.
+
+    y  = x r w,   r = 1 / sqrt(mean(x^2) + eps)                                       (arXiv 1910.07467)
+    dx = r (g w) - x r^3 mean(g w x)
+
+A frozen norm's weight needs no gradient. Sums are float32, as in the stock modules; x and r are all that is kept.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from luthier.engine.instance import replace_forward
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+def fuse(model: nn.Module) -> int:
+    """Gives the frozen RMSNorms of this model instance the routine below; returns how many have it.
+
+    A module first proves that it is one: its own forward and the routine agree on an input, with its weight as it is
+    (Llama) or as what it adds to one (Gemma).
+    """
+    fused = 0
+    for module in model.modules():
+        weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        if not type(module).__name__.endswith("RMSNorm") or weight is None or eps is None or weight.requires_grad:
+            continue
+        offset = next((offset for offset in (0.0, 1.0) if _agrees(module, weight, eps, offset)), None)
+        if offset is not None:
+            replace_forward(module, partial(_forward, weight, eps, offset))
+            fused += 1
+    return fused
+
+
+def _agrees(module: nn.Module, weight: Tensor, eps: float, offset: float) -> bool:
+    x = torch.linspace(-1, 2, weight.numel(), device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        expected, found = module(x), _forward(weight, eps, offset, None, x)
+    return bool(torch.allclose(found, expected, rtol=TOLERANCE[x.dtype], atol=1e-6))
+
+
+def _forward(weight: Tensor, eps: float, offset: float, own: object, x: Tensor) -> Tensor:
+    return rms_norm(x, weight.float() + offset, eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [..., H] normalised and multiplied with a frozen weight [H], in the dtype of x."""
+    y: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide, weight = x.float(), weight.float()
+        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]
+        r: Tensor = mean_square.add_(eps).rsqrt_()
+        ctx.save_for_backward(x, r, weight)
+        return (wide * r).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        x, r, weight = ctx.saved_tensors
+        wide, gw = x.float(), g.float() * weight
+        mean = torch.linalg.vecdot(gw, wide)[..., None] / x.shape[-1]
+        return gw.mul_(r).addcmul_(wide, mean * r**3, value=-1).to(x.dtype), None, None
