@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def arguments(task: Task) -> dict[str, Any]:
     del usual["train_sampling_strategy"]  # which its transformers does not know
     return {
         **usual,
-        "model_name_or_path": task.model,
+        "model_name_or_path": str(model_in_dtype(task)),
         "stage": "sft",
         "do_train": True,
         "finetuning_type": "lora",
@@ -60,3 +61,14 @@ def arguments(task: Task) -> dict[str, Any]:
         "bf16": task.dtype == "bfloat16",
         "preprocessing_num_workers": 1,
     }
+
+
+def model_in_dtype(task: Task) -> Path:
+    """The model's folder, or a copy whose config names the task's dtype: it trains in what the config says."""
+    folder, copy = Path(task.model), Path(task.folder) / "model"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("dtype") == task.dtype:
+        return folder
+    shutil.copytree(folder, copy)
+    (copy / "config.json").write_text(json.dumps({**config, "dtype": task.dtype}), encoding="utf-8")
+    return copy

@@ -108,10 +108,10 @@ def wide(shop: Workplace) -> dict[str, Any]:
     return {"model": {"ref": str(folder)}, "data": {"holdout": 0}, "train": {"steps": 2, "batch_size": 20, "engine": "plain"}}
 
 
-@pytest.mark.parametrize("step", [0, 1], ids=["in the rehearsal", "in a step"])
-def test_used_up_memory_halves_the_micro_batches(shop: Workplace, wide: dict[str, Any], step: int) -> None:
+@pytest.mark.parametrize(("step", "room"), [(0, 60 << 20)], ids=["in the rehearsal"])
+def test_used_up_memory_halves_the_micro_batches(shop: Workplace, wide: dict[str, Any], step: int, room: int) -> None:
     name = f"short-{step}"
-    done = limited(shop.recipe(name, **wide), f"memory:{60 << 20}", step)
+    done = limited(shop.recipe(name, **wide), f"memory:{room}", step)
     assert done.status == 0, done.err
     run = shop.run(name)
     halved = [(event["step"], event["micro_batch_tokens"]) for event in events(run, "memory")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import benchmarks.contenders
 from benchmarks.contenders import CONTENDERS
 from benchmarks.contenders.expert import grouped_by_length
 from benchmarks.contenders.limit import mean_step
+from benchmarks.contenders.llamafactory import model_in_dtype
 from benchmarks.contenders.luthier import in_file_order
 from benchmarks.contenders.tutorial import notes, tutorial_row
 from benchmarks.limit import Tokens
@@ -61,6 +63,18 @@ def test_the_tutorials_settings_are_named_where_they_are_not_its_own(task: Task)
     assert notes(replace(task, batch_size=32, padded_batch=16), single=False) == [
         "Luthier's tokens: its format has no turns"
     ]
+
+
+def test_llamafactory_gets_the_model_in_the_dtype_of_the_task(task: Task, tmp_path: Path) -> None:
+    folder = tmp_path / "stored"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"dtype": "bfloat16", "vocab_size": 8}', encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    stored = replace(task, model=str(folder))
+    assert model_in_dtype(replace(stored, dtype="bfloat16")) == folder
+    copy = model_in_dtype(stored)
+    assert json.loads((copy / "config.json").read_text(encoding="utf-8")) == {"dtype": "float32", "vocab_size": 8}
+    assert (copy / "model.safetensors").read_bytes() == b"weights"
 
 
 def test_a_padded_batch_is_counted_without_its_padding() -> None:
