@@ -261,11 +261,11 @@ def test_it_needs_the_standard_library_alone(checkout: Path) -> None:
     assert done.stdout.startswith("Sets Luthier up in `.venv` and runs it.")
 
 
-def pretend_installed(checkout: Path, monkeypatch: pytest.MonkeyPatch, luthier: str) -> None:
-    """A complete .venv whose `luthier` is this Python program."""
+def pretend_installed(checkout: Path, monkeypatch: pytest.MonkeyPatch, code: str, program: str = "luthier") -> None:
+    """A complete .venv whose `luthier`, or other program, is this Python code."""
     Machine(checkout, monkeypatch).install()
-    script = checkout / ".venv/bin/luthier"
-    script.write_text(f"#!{sys.executable}\n{luthier}")
+    script = checkout / ".venv/bin" / program
+    script.write_text(f"#!{sys.executable}\n{code}")
     script.chmod(0o755)
 
 
@@ -279,6 +279,14 @@ def test_the_command_gets_its_arguments_and_its_exit_status_comes_back(
     assert time.monotonic() - began < 3
     assert (done.returncode, done.stdout) == (7, "['train', 'r.yaml', '--set', 'a=1']\n")
     assert done.stderr == ""
+
+
+def test_bench_runs_the_benchmarks_from_anywhere(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import os, sys; print(sys.argv[1:], os.environ['PYTHONPATH'])"
+    pretend_installed(checkout, monkeypatch, code, program="python")
+    command = [sys.executable, str(checkout / "start.py"), "bench", "--job", "long"]
+    done = subprocess.run(command, cwd=checkout.parent, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"['-m', 'benchmarks', '--job', 'long'] {checkout}\n", "")
 
 
 def test_ctrl_c_reaches_the_command_and_prints_no_traceback(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

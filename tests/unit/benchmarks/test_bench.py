@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as bench
+from benchmarks import contend
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.harness import Entry, race
 from benchmarks.jobs import JOBS
@@ -16,6 +18,19 @@ from benchmarks.task import Task
 from luthier.errors import InputError, Problem
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contenders run here: starting torch anew for each takes longer than all that this test looks at."""
+
+    def call(command: list[str], **_: object) -> int:
+        assert command[:3] == [sys.executable, "-m", "benchmarks.contend"]
+        contend.main(*command[3:])
+        return 0
+
+    monkeypatch.setattr("benchmarks.harness.subprocess.call", call)
+
+
+@pytest.mark.usefixtures("in_this_process")
 def test_two_contenders_of_the_same_rows(tiny_model: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.json"
     given = [{"instruction": "What?" * (1 + i % 7), "input": "", "output": f"Wood {i}."} for i in range(16)]
@@ -89,18 +104,21 @@ def test_options_change_a_job() -> None:
 def test_a_contender_that_fails_is_left_out_and_the_others_go_on(
     task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(CONTENDERS, "absent", Contender("absent", "has no file"))
-    called: list[str] = []
-
-    def call(command: list[str], **_: object) -> int:
-        called.append(command[3])
-        return 1 if command[3] == "absent" else 0
-
-    monkeypatch.setattr("benchmarks.harness.subprocess.call", call)
-    monkeypatch.setattr("benchmarks.harness.Result.read", lambda file: file.parent.name)
-    monkeypatch.setattr("benchmarks.harness.last_words", lambda log: "ModuleNotFoundError: absent")
-    entries = [Entry("absent", "float32"), Entry("limit", "float32")]
+    """Both run as real processes, which know neither of them."""
+    monkeypatch.setitem(CONTENDERS, "first", Contender("first", "has no file"))
+    monkeypatch.setitem(CONTENDERS, "second", Contender("second", "has no file"))
+    entries = [Entry("first", "float32"), Entry("second", "float32")]
     order = [entry.name for entry in race(replace(task, folder=str(tmp_path)), entries, repeat=2, peers=tmp_path)]
-    assert order == called == ["absent", "limit", "limit"]
-    assert entries[0].trouble == f"ModuleNotFoundError: absent ({tmp_path / 'absent-float32-1' / 'output.log'})"
+    assert order == ["first", "second"]
+    assert [entry.trouble for entry in entries] == [
+        f"KeyError: '{name}' ({tmp_path / f'{name}-float32-1' / 'output.log'})" for name in ("first", "second")
+    ]
+
+
+def test_runs_go_round_by_round(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.harness.subprocess.call", lambda *_, **__: 0)
+    monkeypatch.setattr("benchmarks.harness.Result.read", lambda file: file.parent.name)
+    entries = [Entry("flat", "float32"), Entry("limit", "float32")]
+    order = [entry.name for entry in race(replace(task, folder=str(tmp_path)), entries, repeat=2, peers=tmp_path)]
+    assert order == ["flat", "limit", "flat", "limit"]
     assert entries[1].results == ["limit-float32-1", "limit-float32-2"]
