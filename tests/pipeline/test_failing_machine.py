@@ -105,7 +105,11 @@ def wide(shop: Workplace) -> dict[str, Any]:
     model = make_model("llama", hidden_size=256, intermediate_size=4096, num_hidden_layers=6)
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
-    return {"model": {"ref": str(folder)}, "data": {"holdout": 0}, "train": {"steps": 2, "batch_size": 20, "engine": "plain"}}
+    return {
+        "model": {"ref": str(folder)},
+        "data": {"holdout": 0},
+        "train": {"steps": 2, "batch_size": 20, "engine": "plain"},
+    }
 
 
 @pytest.mark.parametrize(("step", "room"), [(0, 60 << 20)], ids=["in the rehearsal"])

@@ -141,7 +141,7 @@ def typed(page: Path) -> Iterator[str]:
 
 
 def commands_of(page: Path) -> list[list[str]]:
-    """The luthier commands among them, as words; `start.py`'s own option and command are left out."""
+    """The luthier commands among them, as words; `start.py`'s own option and commands are left out."""
     found = []
     for line in typed(page):
         started = re.match(r"(?:luthier|python start\.py(?: --torch \S+)?) (.+)", line)
