@@ -145,7 +145,7 @@ def commands_of(page: Path) -> list[list[str]]:
     found = []
     for line in typed(page):
         started = re.match(r"(?:luthier|python start\.py(?: --torch \S+)?) (.+)", line)
-        if started and not re.match(r"COMMAND|命令|…|test\b", started[1]):
+        if started and not re.match(r"COMMAND|命令|…|(?:test|bench)\b", started[1]):
             found.append(shlex.split(started[1]))
     return found
 
