@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from luthier.choice import Choice
 from luthier.engine.block_attention import in_blocks
 from luthier.engine.layout import Layout, Segment
+from luthier.engine.product_attention import in_products
 from luthier.engine.scores import Scores
 
 NAME = "luthier_flat"
@@ -98,6 +99,8 @@ def pick_kernels(device: str, dtype: torch.dtype, width: int) -> Choice[Kernels]
     A GPU's kernels must show the result and the gradients of the dense mask first: cards, drivers and compilers differ.
     """
     if device == "cpu":
+        if dtype == torch.bfloat16:
+            return Choice(Kernels(in_products, in_products), "attention in grouped products")
         return Choice(Kernels(in_blocks, in_blocks), "attention in blocks")
     if device != "cuda":
         return Choice(Kernels(dense, dense), f"attention with a dense mask, as there is no other on {device}")

@@ -3,8 +3,8 @@
 Each block's backward, given the merged result and log-sum-exp, yields that block's part of the gradient: the
 arithmetic of ring attention (Liu et al. 2023, arXiv:2310.01889).
 
-All is computed in float32 whatever the model's dtype: flash attention's backward took four to six times as long in
-bfloat16, and a sum of rounded parts would be less exact.
+All is computed in float32 whatever the model's dtype: flash attention for CPUs is no faster in bfloat16 (see
+`product_attention`), and a sum of rounded parts would be less exact.
 """
 
 from __future__ import annotations

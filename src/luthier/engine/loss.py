@@ -33,11 +33,11 @@ class Head:
     cap: float | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """[M, H] → [M, V] in float32."""
-        logits = linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        """[M, H] → [M, V], in the weight's dtype or, scaled or capped, in float32."""
+        logits = linear(hidden.to(self.weight.dtype), self.weight, self.bias)
         if self.scale != 1.0:
-            logits *= self.scale
-        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+            logits = logits.float() * self.scale
+        return logits if self.cap is None else logits.float().div_(self.cap).tanh_().mul_(self.cap)
 
     def backward(self, logits: Tensor, gradient: Tensor) -> Tensor:
         """The gradient of the hidden states from that of the logits, both [M, V]; overwrites them."""
@@ -101,7 +101,7 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)
             logits = head(hidden[chunk])
-            log_p = torch.log_softmax(logits, dim=-1)
+            log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
             index = targets[chunk, None]
             total -= log_p.gather(1, index).sum()
             if gradient is not None:
