@@ -11,6 +11,7 @@ from luthier.choice import Choice
 from luthier.data.render import Example
 from luthier.engine import attention, recurrent
 from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install
+from luthier.engine.instance import evaluating
 from luthier.errors import ModelError, Problem
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 1e-2}
@@ -68,13 +69,8 @@ def _check(model: Any, engine: Engine, examples: Sequence[Example]) -> Choice[bo
 
 def _loss(model: Any, engine: Engine, examples: Sequence[Example]) -> float:
     install(model, engine)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return float(engine.loss_sum(model, examples))
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad():
+        return float(engine.loss_sum(model, examples))
 
 
 def _chosen(model: Any, engine: Engine, reason: str) -> Choice[Engine]:
