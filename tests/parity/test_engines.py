@@ -16,6 +16,7 @@ from luthier.data.conversation import Source
 from luthier.data.render import IGNORE, Example
 from luthier.engine import block_attention, engines
 from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install
+from luthier.engine.instance import relative_error
 from luthier.engine.layout import FlatBatch, Layout, Segment, flatten
 from luthier.recipe.schema import TrainSettings
 from luthier.training.cut import Cut
@@ -95,15 +96,11 @@ def loss_and_gradients(model: Any, engine: Engine, examples: list[Example]) -> t
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
-
-
 def errors(model: Any, engine: Engine, examples: list[Example]) -> tuple[float, float]:
     """Relative error of the loss, and the largest of all adapter matrices' gradients, against the padded batch."""
     expected, expected_gradients = loss_and_gradients(model, PlainEngine(), examples)
     loss, gradients = loss_and_gradients(model, engine, examples)
-    worst = max(error(gradients[name], gradient) for name, gradient in expected_gradients.items())
+    worst = max(relative_error(gradients[name], gradient) for name, gradient in expected_gradients.items())
     return abs(loss - expected) / expected, worst
 
 
@@ -225,7 +222,7 @@ def test_a_step_does_not_depend_on_its_micro_batches(engine: Engine, tmp_path: P
         assert loss.item() == pytest.approx(plain_loss / labels, rel=1e-6)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                assert error(parameter.grad * labels, plain_gradients[name]) < BOUND
+                assert relative_error(parameter.grad * labels, plain_gradients[name]) < BOUND
         assert trainer.trained_tokens == sum(len(row.input_ids) for row in rows)
 
 

@@ -6,9 +6,10 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,23 @@ def luthier_process(*arguments: object, start: Sequence[str] = ("-m", "luthier")
 def finished(process: subprocess.Popen[str]) -> Done:
     out, err = process.communicate(timeout=300)
     return Done(process.returncode, out, err)
+
+
+@contextlib.contextmanager
+def signals_in_step(step: int, *signals: signal.Signals) -> Iterator[None]:
+    """Sends this process signals while it trains a step."""
+    from luthier.training.trainer import LuthierTrainer
+
+    original = LuthierTrainer.training_step
+
+    def training_step(trainer: LuthierTrainer, *inputs: Any) -> Any:
+        if trainer.state.global_step == step - 1:
+            for each in signals:
+                os.kill(os.getpid(), each)
+        return original(trainer, *inputs)
+
+    with mock.patch.object(LuthierTrainer, "training_step", training_step):
+        yield
 
 
 def write_rows(file: Path, pairs: Iterable[tuple[str, str]] = PAIRS) -> Path:

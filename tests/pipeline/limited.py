@@ -2,7 +2,7 @@
 
     python limited.py file:BYTES STEP ARGUMENTS…      from that step on the system refuses longer files
     python limited.py fill:FILE STEP ARGUMENTS…       FILE takes all the room that is left on its disk
-    python limited.py memory:BYTES STEP ARGUMENTS…    the process may take so much more memory than it has now
+    python limited.py memory:BYTES STEP ARGUMENTS…    the process may take so much more memory than it uses now
 
 STEP 0 is before the rehearsal.
 """
@@ -31,13 +31,23 @@ def run_short() -> None:
         _set(resource.RLIMIT_FSIZE, int(value))
     elif kind == "memory":
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what the process holds and does not use would hide the limit
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        _set(resource.RLIMIT_AS, pages * resource.getpagesize() + int(value))
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        _set(resource.RLIMIT_AS, held)
+        _use_up_what_is_free()
+        _set(resource.RLIMIT_AS, held + int(value))
     else:
         with contextlib.suppress(OSError), Path(value).open("wb", buffering=0) as ballast:
             while True:
                 ballast.write(b"\0" * 4096)
+
+
+def _use_up_what_is_free() -> None:
+    """Takes what the C library holds and nobody uses: tens of megabytes at times, in which a small step would fit."""
+    malloc = ctypes.CDLL(None).malloc
+    malloc.argtypes, malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    for size in (1 << power for power in range(26, 11, -1)):
+        while malloc(size):
+            pass
 
 
 def _set(what: int, soft: int) -> None:

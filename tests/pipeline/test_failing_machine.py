@@ -17,8 +17,11 @@ from driver import PAIRS, Done, Workplace, adapter_bytes, events, finished, luth
 from safetensors.torch import load_file, save_file
 from tiny import make_model, make_tokenizer
 
+from luthier.engine.instance import relative_error
 from luthier.report import disk
 from luthier.report.record import RunFolder, timeline
+from luthier.training import plan
+from luthier.training.trainer import LuthierTrainer
 
 LIMITED = Path(__file__).with_name("limited.py")
 SMALLER = "set train.gradient_checkpointing: true, lower data.max_length, or take a smaller model"
@@ -112,39 +115,92 @@ def wide(shop: Workplace) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("step", "room"), [(0, 60 << 20)], ids=["in the rehearsal"])
-def test_used_up_memory_halves_the_micro_batches(shop: Workplace, wide: dict[str, Any], step: int, room: int) -> None:
-    name = f"short-{step}"
-    done = limited(shop.recipe(name, **wide), f"memory:{room}", step)
+def test_used_up_memory_halves_the_micro_batches(shop: Workplace, wide: dict[str, Any]) -> None:
+    """In the rehearsal: the run is then the one that was asked for with micro-batches of that size."""
+    done = limited(shop.recipe("short", **wide), f"memory:{120 << 20}", 0)
     assert done.status == 0, done.err
-    run = shop.run(name)
+    run = shop.run("short")
     halved = [(event["step"], event["micro_batch_tokens"]) for event in events(run, "memory")]
-    assert [at for at, _ in halved] == [step] * len(halved)
-    assert halved
-    assert done.err.splitlines()[0].startswith("note: out of memory with ")
-    assert f": micro-batches of {halved[0][1]:,} tokens from here on. The steps stay the same" in done.err
-    other = shop.train(f"asked-{step}", **{**wide, "train": {**wide["train"], "micro_batch_tokens": halved[-1][1]}})
-    if step == 0:
-        assert adapter_bytes(run) == adapter_bytes(other)
-    assert dict(losses(run)) == pytest.approx(dict(losses(other)), rel=1e-5)
+    assert halved[0] == (0, 490)
+    assert {step for step, _ in halved} == {0}
+    assert done.err.splitlines()[0] == (
+        "note: out of memory with 980 tokens at once: micro-batches of 490 tokens from here on. The steps stay the same"
+    )
+    other = shop.train("short-as-asked", **{**wide, "train": {**wide["train"], "micro_batch_tokens": halved[-1][1]}})
+    assert adapter_bytes(run) == adapter_bytes(other)
+    assert losses(run) == losses(other)
+
+
+def assert_same_but_rounded(run: RunFolder, whole: RunFolder, *, same_steps: int) -> None:
+    """The first steps to the last bit, the others and the adapter but for the order of their sums."""
+    found, expected = ([(e["loss"], e["grad_norm"]) for e in events(each, "step")] for each in (run, whole))
+    assert found[:same_steps] == expected[:same_steps]
+    for pair, expected_pair in zip(found, expected, strict=True):
+        assert pair == pytest.approx(expected_pair, rel=2e-6)
+    weights, expected_weights = (load_file(each.adapter_dir / "adapter_model.safetensors") for each in (run, whole))
+    for name, weight in expected_weights.items():  # AdamW divides by the gradient's size, its rounding included
+        assert relative_error(weights[name], weight) < 1e-4, name
+
+
+def test_memory_used_up_within_a_step_changes_nothing_but_its_micro_batches(
+    shop: Workplace, wide: dict[str, Any]
+) -> None:
+    """The third step of 12 rows takes some 300 MB at once and 150 in two parts, and has 220."""
+    settings = {**wide, "train": {**wide["train"], "steps": 3, "batch_size": 12}}
+    whole = shop.train("roomy", **settings)
+    done = limited(shop.recipe("narrow", **settings), f"memory:{210 << 20}", 2)
+    run = shop.run("narrow")
+    assert (done.status, done.err) == (
+        0,
+        "note: out of memory with 588 tokens at once: micro-batches of 294 tokens from here on. "
+        "The steps stay the same\n",
+    )
+    assert [(event["step"], event["micro_batch_tokens"]) for event in events(run, "memory")] == [(2, 294)]
+    assert_same_but_rounded(run, whole, same_steps=2)
+
+
+def test_memory_used_up_after_some_micro_batches_of_a_step(shop: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these have added to the gradient must not be added again."""
+    monkeypatch.setitem(plan.MOST_TOKENS, "cpu", 100)
+    settings: dict[str, Any] = {"data": {"holdout": 0}, "train": {"steps": 3, "batch_size": 12}}
+    whole = shop.train("in-parts", **settings)
+    begin = LuthierTrainer._begin
+
+    def begin_in_vain(trainer: LuthierTrainer, batch: Any) -> None:
+        begin(trainer, batch)
+        begun = any(weight.grad is not None for weight in trainer.model.parameters())
+        if begun and trainer.state.global_step == 2 and trainer.cut.tokens == 100:
+            torch.empty(1 << 60)
+
+    with mock.patch.object(LuthierTrainer, "_begin", begin_in_vain):
+        done = luthier("train", shop.recipe("in-more-parts", **settings))
+    run = shop.run("in-more-parts")
+    assert (done.status, done.err) == (
+        0,
+        "note: out of memory with 67 tokens at once: micro-batches of 33 tokens from here on. "
+        "The steps stay the same\n",
+    )
+    assert [(event["step"], event["micro_batch_tokens"]) for event in events(run, "memory")] == [(2, 33)]
+    assert_same_but_rounded(run, whole, same_steps=2)
 
 
 def test_what_the_recipe_asks_for_is_refused_where_it_does_not_fit(shop: Workplace, wide: dict[str, Any]) -> None:
     asked = {**wide, "train": {**wide["train"], "micro_batch_tokens": 100_000}}
     done = limited(shop.recipe("asked", **asked), f"memory:{60 << 20}", 0)
-    assert done.status == 2
-    problem, fix = done.err.splitlines()
-    assert problem.startswith("✗ train.micro_batch_tokens: the memory does not hold a micro-batch of 20 rows (")
-    assert fix == f"  → leave it at auto, or {SMALLER}"
+    assert (done.status, done.err) == (
+        2,
+        "✗ train.micro_batch_tokens: the memory does not hold a micro-batch of 20 rows (1,080 tokens)\n"
+        f"  → leave it at auto, or {SMALLER}\n",
+    )
 
 
 def test_a_row_that_fits_in_no_way_is_named(shop: Workplace, wide: dict[str, Any]) -> None:
-    done = limited(shop.recipe("none-fits", **wide), f"memory:{1 << 20}", 0)
+    done = limited(shop.recipe("none-fits", **wide), f"memory:{4 << 20}", 0)
     assert done.status == 2
-    *_, problem, fix = done.err.splitlines()
-    assert problem.startswith(f"✗ {shop.rows}, line ")
-    assert ": the memory does not hold this row alone (" in problem
-    assert fix == f"  → {SMALLER}"
+    assert done.err.splitlines()[-2:] == [
+        f"✗ {shop.rows}, line 9: the memory does not hold this row alone (54 tokens)",
+        f"  → {SMALLER}",
+    ]
 
 
 # Numbers that are none
@@ -162,14 +218,22 @@ def poisoned(shop: Workplace) -> Path:
     return folder
 
 
-def test_a_step_without_a_number_is_not_applied_and_its_row_is_named(shop: Workplace, poisoned: Path) -> None:
+@pytest.fixture(scope="module")
+def one_bad_row(shop: Workplace, poisoned: Path) -> dict[str, Any]:
+    """The ninth of nine rows: in two epochs of three steps it is met twice."""
     rows = write_rows(shop.folder / "poisoned.jsonl", [*PAIRS[:8], ("What is ^ in a very long question?", "A hat.")])
-    settings = {
+    return {
         "model": {"ref": str(poisoned)},
         "data": {"train": str(rows), "holdout": 0},
         "train": {"epochs": 2, "batch_size": 3},
     }
-    done = luthier("train", shop.recipe("one-nan", **settings))
+
+
+def test_a_step_without_a_number_is_not_applied_and_its_row_is_named(
+    shop: Workplace, one_bad_row: dict[str, Any]
+) -> None:
+    rows = one_bad_row["data"]["train"]
+    done = luthier("train", shop.recipe("one-nan", **one_bad_row))
     assert done.status == 0, done.err
     run = shop.run("one-nan")
     skipped = events(run, "skip")
@@ -184,18 +248,12 @@ def test_a_step_without_a_number_is_not_applied_and_its_row_is_named(shop: Workp
     )
 
 
-def test_read_late_as_on_a_gpu_it_is_the_same(shop: Workplace, poisoned: Path) -> None:
+def test_read_late_as_on_a_gpu_it_is_the_same(shop: Workplace, one_bad_row: dict[str, Any]) -> None:
     """There the optimizer's kernel passes over the step, and its number is read while the next one is computed."""
-    rows = write_rows(shop.folder / "late.jsonl", [*PAIRS[:8], ("What is ^ in a very long question?", "A hat.")])
-    settings = {
-        "model": {"ref": str(poisoned)},
-        "data": {"train": str(rows), "holdout": 0},
-        "train": {"epochs": 2, "batch_size": 3},
-    }
     now, late = shop.run("read-now"), shop.run("read-late")
-    assert luthier("train", shop.recipe("read-now", **settings)).status == 0
+    assert luthier("train", shop.recipe("read-now", **one_bad_row)).status == 0
     with mock.patch("luthier.training.trainer.READ_LATE", ("cpu",)):
-        assert luthier("train", shop.recipe("read-late", **settings)).status == 0
+        assert luthier("train", shop.recipe("read-late", **one_bad_row)).status == 0
     assert adapter_bytes(late) == adapter_bytes(now)
     skipped = [[(event["step"], event["rows"]) for event in events(run, "skip")] for run in (now, late)]
     assert skipped[0] == skipped[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -26,6 +25,7 @@ from driver import (
     finished,
     luthier,
     luthier_process,
+    signals_in_step,
     write_rows,
 )
 from safetensors.numpy import load_file
@@ -35,7 +35,6 @@ from luthier.evaluation.heldout import mean_loss
 from luthier.model import adapters
 from luthier.report.record import RunFolder, timeline
 from luthier.training import plan
-from luthier.training.trainer import LuthierTrainer
 
 # Dropout draws from the random state, so only one that is restored exactly gives the same weights.
 SETTINGS: dict[str, Any] = {"adapter": {"dropout": 0.1}, "train": {"epochs": 3, "save_steps": 2}}
@@ -68,21 +67,6 @@ def wait_for_step(run: RunFolder, step: int, process: subprocess.Popen[str]) -> 
     while step not in [event["step"] for event in events(run, "step")]:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)
-
-
-@contextlib.contextmanager
-def signals_in_step(step: int, *signals: signal.Signals) -> Iterator[None]:
-    """Sends this process signals while it trains a step."""
-    original = LuthierTrainer.training_step
-
-    def training_step(trainer: LuthierTrainer, *inputs: Any) -> Any:
-        if trainer.state.global_step == step - 1:
-            for each in signals:
-                os.kill(os.getpid(), each)
-        return original(trainer, *inputs)
-
-    with mock.patch.object(LuthierTrainer, "training_step", training_step):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -411,53 +395,3 @@ def test_a_run_goes_on_with_what_it_began_with(
     )
     assert run.resolved_file.read_bytes() == began
     assert_same(run, whole)
-
-
-# Runs that must not be touched.
-
-
-@pytest.fixture(scope="module")
-def done_recipe(shop: Workplace) -> dict[str, Any]:
-    settings: dict[str, Any] = {"data": {"holdout": 0}, "train": {"steps": 1}}
-    shop.train("done", **settings)
-    return settings
-
-
-def test_a_finished_run_is_refused(shop: Workplace, done_recipe: dict[str, Any]) -> None:
-    run = shop.run("done")
-    done = luthier("train", shop.recipe("done", **done_recipe))
-    assert (done.status, done.out) == (2, "")
-    assert done.err == (
-        f"✗ {run.path}: this run is finished\n"
-        f"  → start over with --fresh, or choose another folder: --set output={run.path}-2\n"
-    )
-
-
-def test_a_changed_recipe_is_refused_by_the_names_of_its_changes(shop: Workplace, done_recipe: dict[str, Any]) -> None:
-    run, recipe = shop.run("done"), shop.recipe("done", **done_recipe)
-    before = run.recipe_file.read_bytes()
-    again = f"  → start over with --fresh, or choose another folder: --set output={run.path}-2\n"
-    one = luthier("train", recipe, "--set", "train.seed=1")
-    assert (one.status, one.err) == (2, f"✗ {run.path}: holds a run of another recipe: train.seed differs\n{again}")
-    two = luthier("train", recipe, "--set", "system=Be brief.", "--set", "prompts=[Who]")
-    assert two.status == 2
-    assert two.err == f"✗ {run.path}: holds a run of another recipe: data.system, prompts differ\n{again}"
-    assert run.recipe_file.read_bytes() == before
-
-
-def test_fresh_starts_over(shop: Workplace, done_recipe: dict[str, Any]) -> None:
-    run = shop.run("done")
-    run.evaluation_file.write_text("{}", encoding="utf-8")
-    done = luthier("train", shop.recipe("done", **done_recipe), "--fresh", "--set", "train.seed=1")
-    assert (done.status, done.err) == (0, "")
-    assert run.read_recipe().train.seed == 1
-    assert not run.evaluation_file.exists()
-    assert [event["event"] for event in run.events()] == ["start", "step", "save", "finish"]
-
-
-def test_fresh_keeps_the_old_run_until_the_new_one_can_begin(shop: Workplace, done_recipe: dict[str, Any]) -> None:
-    run = shop.run("done")
-    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    done = luthier("train", shop.recipe("done", **done_recipe), "--fresh", "--set", "data=missing.jsonl")
-    assert done.status == 2
-    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before

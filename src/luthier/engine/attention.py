@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from luthier.choice import Choice
 from luthier.engine.block_attention import in_blocks
+from luthier.engine.instance import relative_error
 from luthier.engine.layout import Layout, Segment
 from luthier.engine.product_attention import in_products
 from luthier.engine.scores import Scores
@@ -136,14 +137,13 @@ def fault(kernel: Kernel, sample: Layout, dtype: torch.dtype, width: int, device
     def results(kernel: Kernel) -> Tensor:
         out = kernel(query, key, value, sample, Scores(width**-0.5))
         gradients = torch.autograd.grad(out, (query, key, value), out.detach())
-        return torch.cat([x.flatten().float() for x in (out.detach(), *gradients)])
+        return torch.cat([x.flatten() for x in (out.detach(), *gradients)])
 
     try:
         found = results(kernel)
     except Exception as error:  # whatever a compiler or a card cannot do, the dense mask can
         return f"fails ({str(error).strip().partition(chr(10))[0]})"
-    expected = results(dense)
-    off = float((found - expected).norm() / expected.norm())
+    off = relative_error(found, results(dense))
     return None if off <= LARGEST_ERROR[dtype] else f"is off by {off:.1e}"
 
 

@@ -11,6 +11,7 @@ from luthier.choice import Choice
 from luthier.data.render import Example
 from luthier.engine import attention, recurrent
 from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install
+from luthier.engine.instance import evaluating
 from luthier.errors import ModelError, Problem
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 1e-2}
@@ -24,7 +25,7 @@ def pick_engine(model: Any, examples: Sequence[Example], *, asked: str) -> Choic
     Raises ModelError when `flat` is asked for and cannot be had.
     """
     if asked == "plain":
-        return _chosen(model, PlainEngine(), "the recipe asks for it")
+        return _plain(model, "the recipe asks for it")
     flat = FlatEngine(share=not has_dropout(model))
     sharing = "shared prefixes computed once" if flat.share else "shared prefixes computed again: dropout is above 0"
     sharing += f", {_attention(model)}"
@@ -34,11 +35,11 @@ def pick_engine(model: Any, examples: Sequence[Example], *, asked: str) -> Choic
         checked = _check(model, flat, examples)
         if checked.value:
             elementwise = f", {' and '.join(flat.by_liger)} by Liger kernels" if flat.by_liger else ""
-            return _chosen(model, flat, f"no padding, {sharing}{elementwise}; {checked.reason}")
+            return Choice(flat, f"no padding, {sharing}{elementwise}; {checked.reason}")
         reason = checked.reason
     if asked == "flat":
         raise ModelError(Problem("train.engine: flat", reason, "set train.engine: auto or plain"))
-    return _chosen(model, PlainEngine(), f"padded batches of stock transformers: {reason}")
+    return _plain(model, f"padded batches of stock transformers: {reason}")
 
 
 def has_dropout(model: Any) -> bool:
@@ -56,7 +57,7 @@ def _attention(model: Any) -> str:
 
 
 def _check(model: Any, engine: Engine, examples: Sequence[Example]) -> Choice[bool]:
-    """Whether the engine gives the plain loss on the shortest rows, and what speaks for or against it."""
+    """Installs the engine; whether it gives the plain loss on the shortest rows, and what speaks for or against it."""
     few = sorted(examples, key=lambda example: len(example.input_ids))[:CHECKED_ROWS]
     plain = _loss(model, PlainEngine(), few)
     try:
@@ -68,16 +69,12 @@ def _check(model: Any, engine: Engine, examples: Sequence[Example]) -> Choice[bo
 
 def _loss(model: Any, engine: Engine, examples: Sequence[Example]) -> float:
     install(model, engine)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return float(engine.loss_sum(model, examples))
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad():
+        return float(engine.loss_sum(model, examples))
 
 
-def _chosen(model: Any, engine: Engine, reason: str) -> Choice[Engine]:
+def _plain(model: Any, reason: str) -> Choice[Engine]:
+    engine = PlainEngine()
     install(model, engine)
     return Choice(engine, reason)
 

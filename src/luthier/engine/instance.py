@@ -1,8 +1,9 @@
-"""Another forward for one module instance, and the way back. Classes stay as they are."""
+"""Another forward or mode for one module instance, and the way back. Classes stay as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,23 @@ def restore(model: nn.Module) -> None:
     for module in model.modules():
         if is_replaced(module):
             del module.forward
+
+
+@contextlib.contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """The whole model in training or evaluation mode; after it, errors included, each module is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """`in_mode`, as a model is asked: nothing is dropped."""
+    return in_mode(model, training=False)
 
 
 def output_and_gradient(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

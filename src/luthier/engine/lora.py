@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from luthier.engine.instance import replace_forward
+from luthier.engine.instance import evaluating, replace_forward
 
 
 def fuse(model: Any) -> int:
@@ -54,13 +54,10 @@ def _sharing_an_input(model: Any) -> list[list[Any]]:
             met.append((layer, inputs[0]))
 
     hooks = [m.register_forward_pre_hook(meet) for m in model.modules() if isinstance(m, LoraLayer) and _is_plain(m)]
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()
     return [[layer for layer, _ in run] for _, run in itertools.groupby(met, key=lambda pair: id(pair[1]))]

@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from luthier.engine.instance import replace_forward
+from luthier.engine.instance import evaluating, relative_error, replace_forward
 
 CHUNK = 1 << 25
 """Logits computed at once: 134 MB in float32. Fewer rows at once would read the head's weight more often."""
+
+TOLERANCE = 1e-3
+"""Largest relative error of the head's logits against the model's own."""
 
 
 @dataclass(frozen=True)
@@ -119,12 +122,7 @@ class _HeadLoss(torch.autograd.Function):
 
 def _same_logits(model: Any, head: Head) -> bool:
     ids = torch.tensor([[0, 1]], device=model.device)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            expected = model(input_ids=ids, use_cache=False).logits[0].float()
-            found = head(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
-    finally:
-        model.train(was_training)
-    return bool(((found - expected).norm() <= 1e-3 * expected.norm()).item())
+    with evaluating(model), torch.no_grad():
+        expected = model(input_ids=ids, use_cache=False).logits[0]
+        found = head(model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0])
+    return relative_error(found, expected) <= TOLERANCE

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-from luthier.engine.instance import output_and_gradient, relative_error, replace_forward
+from luthier.engine.instance import evaluating, output_and_gradient, relative_error, replace_forward
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 CHILDREN = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -33,9 +33,7 @@ def fuse(model: Any, silu_mul: Middle, gelu_mul: Middle) -> int:
     A module first proves that it is one: its own forward and the one below agree on an input and its gradient.
     """
     fused = 0
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()  # an adapter's dropout would tell the two apart
-    try:
+    with evaluating(model):  # an adapter's dropout would tell the two apart
         for module in model.modules():
             if {name for name, _ in module.named_children()} != CHILDREN:
                 continue
@@ -43,9 +41,6 @@ def fuse(model: Any, silu_mul: Middle, gelu_mul: Middle) -> int:
             if middle is not None and _agrees(module, middle, model.dtype):
                 replace_forward(module, partial(_forward, module, middle))
                 fused += 1
-    finally:
-        for module, training in was_training.items():
-            module.training = training
     return fused
 
 

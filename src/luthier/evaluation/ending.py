@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from luthier.data.render import IGNORE, Example, Renderer
+from luthier.engine.instance import evaluating
 
 ROWS = 32  # measured, spread over the held-out ones
 
@@ -29,7 +30,7 @@ def ends(example: Example, end_of_turn_id: int) -> list[int]:
 def end_probability(model: Any, renderer: Renderer, examples: Sequence[Example]) -> float | None:
     """The mean probability, over the ends of turns, that the next token is one that ends an answer.
 
-    None where no row has such a place (plain text cut into pieces). The model is left in the mode it came in.
+    None where no row has such a place (plain text cut into pieces).
     """
     chosen = examples[:: max(1, len(examples) // ROWS)][:ROWS]
     found = [_probabilities(model, renderer, example) for example in chosen]
@@ -43,14 +44,11 @@ def _probabilities(model: Any, renderer: Renderer, example: Example) -> list[flo
         return []
     before = torch.tensor(places, device=model.device) - 1
     input_ids = torch.tensor([example.input_ids], device=model.device)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         # Logits only where they are needed: a row's whole [T, vocabulary] may be more than the memory holds.
         if "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters:
             logits = model(input_ids=input_ids, logits_to_keep=before, use_cache=False).logits[0]
         else:
             logits = model(input_ids=input_ids, use_cache=False).logits[0, before]
-    model.train(was_training)
     stops = torch.tensor(renderer.stop_ids, device=logits.device)
     return [float(p) for p in logits.float().softmax(-1)[:, stops].sum(-1)]

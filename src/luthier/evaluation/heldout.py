@@ -10,6 +10,7 @@ import torch
 from luthier.data.batches import micro_batches
 from luthier.data.render import Example
 from luthier.engine.engines import Engine
+from luthier.engine.instance import evaluating
 
 
 def mean_loss(
@@ -20,18 +21,13 @@ def mean_loss(
     budget: int,
     before_each: Callable[[Sequence[Example]], None] = lambda batch: None,
 ) -> float:
-    """Cross-entropy a labelled token, in nats. The model is left in the mode it came in.
+    """Cross-entropy a labelled token, in nats.
 
     `before_each` is called with each micro-batch before it is computed, and may raise to end it there.
     """
-    was_training = model.training
-    model.eval()
     total = 0.0
-    try:
-        with torch.no_grad():
-            for batch in micro_batches(examples, engine, budget=budget):
-                before_each(batch)
-                total += float(engine.loss_sum(model, batch))
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad():
+        for batch in micro_batches(examples, engine, budget=budget):
+            before_each(batch)
+            total += float(engine.loss_sum(model, batch))
     return total / sum(example.num_labels for example in examples)

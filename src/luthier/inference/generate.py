@@ -9,6 +9,7 @@ import torch
 
 from luthier.data.conversation import Message
 from luthier.data.render import Renderer
+from luthier.engine.instance import evaluating
 
 
 def answer_all(
@@ -86,12 +87,8 @@ def _generate(model: Any, renderer: Renderer, input_ids: torch.Tensor, mask: tor
         max_new_tokens=options.pop("max_new_tokens"),
         **{name: options.pop(name) for name in ("do_sample", "temperature", "top_p") if name in options},
     )
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=config, **options)
-    model.train(was_training)
-    return output
+    with evaluating(model), torch.no_grad():
+        return model.generate(input_ids=input_ids, attention_mask=mask, generation_config=config, **options)
 
 
 def _text(renderer: Renderer, ids: list[int]) -> str:

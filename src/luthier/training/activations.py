@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from luthier.data.render import Example
 from luthier.engine.engines import Engine
+from luthier.engine.instance import in_mode
 
 MEASURED_TOKENS = 32
 SMALLEST_OFFLOADED = 1 << 20  # bytes; the copy of a smaller tensor costs more than its memory is worth
@@ -82,15 +83,12 @@ def _kept_bytes(model: nn.Module, layers: Sequence[nn.Module], engine: Engine, r
         inside[0] = False
 
     hooks = [hook for x in layers for hook in (x.register_forward_pre_hook(enter), x.register_forward_hook(leave))]
-    was_training = model.training
-    model.train()
+    counting = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     try:
-        # The loss holds what is kept until the end: no address is used twice.
-        with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            _loss = engine.loss_sum(model, [row])
+        with in_mode(model, training=True), torch.random.fork_rng(), counting:
+            _loss = engine.loss_sum(model, [row])  # which holds what is kept until the end: no address is used twice
         return sum(kept.values())
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()
 

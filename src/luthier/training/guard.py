@@ -10,6 +10,7 @@ import torch
 from luthier import console
 from luthier.data.render import Example
 from luthier.engine.engines import Engine
+from luthier.engine.instance import evaluating
 from luthier.errors import CheckFailed, Problem
 
 MOST_SKIPPED = 3  # steps one after another
@@ -79,9 +80,6 @@ def read_later(values: torch.Tensor) -> Callable[[], list[float]]:
 
 def rows_without_loss(model: Any, engine: Engine, examples: Sequence[Example]) -> list[str]:
     """The rows whose loss, each computed alone, is not finite; all of them where it is none alone."""
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         found = [str(e.source) for e in examples if not bool(engine.loss_sum(model, [e]).isfinite())]
-    model.train(was_training)
     return list(dict.fromkeys(found or [str(e.source) for e in examples]))

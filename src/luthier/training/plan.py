@@ -63,7 +63,7 @@ def pick_checkpointing(settings: TrainSettings, found: Activations, steps: Steps
     asked = settings.gradient_checkpointing
     if asked is True and found.layers == 0:
         raise _cannot_checkpoint("the model's code cannot recompute its layers")
-    if asked is not True and asked is not False and asked != "auto" and asked > found.layers:
+    if type(asked) is int and asked > found.layers:  # True is an int too
         raise _cannot_checkpoint(f"the model has {found.layers} layers that can be recomputed, not {asked}")
     if asked != "auto":
         return Choice(found.layers if asked is True else int(asked), ASKED)

@@ -13,7 +13,8 @@ from luthier.data.conversation import Source
 from luthier.data.render import IGNORE, Example
 from luthier.engine import attention, choose
 from luthier.engine.choose import has_dropout, pick_engine
-from luthier.engine.engines import FlatEngine, PlainEngine
+from luthier.engine.engines import FlatEngine, PlainEngine, install
+from luthier.engine.instance import is_replaced
 from luthier.errors import ModelError, Problem
 
 ROWS = [
@@ -29,11 +30,26 @@ def test_a_llama_takes_the_flat_engine() -> None:
     assert isinstance(choice.value, FlatEngine) and choice.value.share
     assert re.fullmatch(
         r"no padding, shared prefixes computed once, attention in blocks; "
-        r"the flat loss differs from the plain one by \d\.\de-\d\d",
+        r"the flat loss differs from the plain one by \d\.\de[-+]\d\d",
         choice.reason,
     )
     assert model.config._attn_implementation == attention.NAME
     assert model.training
+
+
+def test_it_is_installed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preparing runs the model, and compiles kernels on a GPU."""
+    installed: list[str] = []
+
+    def noted(model: Any, engine: Any) -> None:
+        installed.append(engine.name)
+        install(model, engine)
+
+    monkeypatch.setattr(choose, "install", noted)
+    model = add_adapter(make_model("llama"))
+    pick_engine(model, ROWS, asked="auto")
+    assert installed == ["plain", "flat"]
+    assert is_replaced(model.get_base_model())
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,9 @@ def test_what_must_fit_at_once(asked: dict[str, Any], device: str, tokens: str, 
     )
 
 
-@pytest.mark.parametrize(("asked", "layers"), [(True, 10), (False, 0), (3, 3), (10, 10)])
+@pytest.mark.parametrize(("asked", "layers"), [(True, 10), (False, 0), (1, 1), (3, 3), (10, 10)])
 def test_checkpointing_that_is_asked_for(asked: bool | int, layers: int) -> None:
+    """True is all layers, not one."""
     assert checkpointing(gradient_checkpointing=asked) == Choice(layers, ASKED)
 
 
