@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from luthier.errors import HubError, Problem
 from luthier.hub.refs import HubName
-from luthier.hub.secrets import without_secrets
+from luthier.secrets import without_secrets
 
 Kind = Literal["model", "dataset"]
 

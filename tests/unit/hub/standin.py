@@ -31,6 +31,7 @@ class Request:
     path: str
     range: str | None
     authorization: str | None
+    cookie: str | None
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Standin:
     files: dict[str, bytes] = field(default_factory=dict)
     faults: dict[str, Fault] = field(default_factory=dict)  # by the file's path in its repository
     listing_faults: dict[str, tuple[int, str, bytes]] = field(default_factory=dict)  # repository: status, code, body
+    redirects: dict[str, str] = field(default_factory=dict)  # what a path or query ends with: address
     content_types: dict[str, str] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     hanging: threading.Event | None = None
@@ -110,12 +112,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _route(self) -> None:
         self.hub.requests.append(
-            Request(self.command, self.path, self.headers.get("Range"), self.headers.get("Authorization"))
+            Request(
+                self.command, self.path, self.headers.get("Range"), *map(self.headers.get, ("Authorization", "Cookie"))
+            )
         )
         if self.hub.hanging:
             self.hub.hanging.wait(30)
             return
         parts = urlsplit(self.path)
+        for ending, address in self.hub.redirects.items():
+            if parts.path.endswith(ending) or unquote(self.path).endswith(ending):
+                self._answer(302, b"", {"Location": address})
+                return
         path, query = unquote(parts.path), {key: values[0] for key, values in parse_qs(parts.query).items()}
         for pattern, answer in _ROUTES:
             if match := re.fullmatch(pattern, path):
