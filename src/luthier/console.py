@@ -7,6 +7,7 @@ carries one JSON object, written by `result()`, and everything meant for people 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -38,6 +39,8 @@ def set_up_streams() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(encoding="utf-8", errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text are signs of that, not a traceback
     sys.stderr = cast(IO[str], Masked(sys.stderr))  # for what libraries log, and for tracebacks
 
 
