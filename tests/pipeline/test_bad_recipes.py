@@ -67,9 +67,23 @@ REFUSED: dict[str, tuple[str | bytes, list[tuple[str, str]]]] = {
     ),
     "a number of 5,000 digits": (
         GOOD + f"train: {{seed: {'9' * 5000}}}\n",
-        [("WHERE, line 4: no such date or number", COMPARE)],
+        [("WHERE, line 4: no such value", COMPARE)],
     ),
-    "a date that does not exist": (GOOD + "system: 2024-13-45\n", [("WHERE, line 4: no such date or number", COMPARE)]),
+    **{
+        f"a value that is not what its tag says, {tag}": (
+            GOOD + f"system: {tag}\n",
+            [(f"WHERE, line 4: {what}", COMPARE)],
+        )
+        for tag, what in {
+            "!!bool x": "no such value",
+            '!!int ""': "no such value",
+            '!!float "+"': "no such value",
+            "!!timestamp x": "no such value",
+            "!!set [x]": "expected a mapping node, but found sequence",
+            "!!map [x]": "expected a mapping node, but found sequence",
+        }.items()
+    },
+    "a date that does not exist": (GOOD + "system: 2024-13-45\n", [("WHERE, line 4: no such value", COMPARE)]),
     "settings that contradict": (
         GOOD + "train: {load_best: true, batch_size: 4, gradient_accumulation_steps: 8}\ndata: {holdout: 0}\n",
         [("WHERE, line 5: data is given twice", COMPARE)],

@@ -137,11 +137,11 @@ class RunFolder:
             return Recipe.model_validate(yaml.safe_load(self.recipe_file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise RunError(Problem(str(self.path), "there is no run here (no recipe.yaml)", "luthier runs")) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RunError(Problem(str(self.recipe_file), f"not readable as YAML: {error}", again)) from None
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise RunError(Problem(str(self.recipe_file), f"not a recipe of this Luthier: {wrong}", again)) from None
+        except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise RunError(Problem(str(self.recipe_file), f"not readable as YAML: {error}", again)) from None
 
     def write_resolved(self, choices: Mapping[str, Choice[Any]]) -> None:
         rows = [{"setting": setting, **vars(choice)} for setting, choice in choices.items()]
@@ -376,9 +376,12 @@ def _replace(file: Path, text: str) -> None:
 def _parse(line: bytes) -> Event | None:
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return None
+    whole = event["event"] != "start" or {"step", "resumed"} <= event.keys()
+    return event if whole and isinstance(event.get("step", 0), int) else None
 
 
 def _mend_end(file: Any) -> None:
