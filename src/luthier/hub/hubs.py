@@ -18,6 +18,7 @@ Kind = Literal["model", "dataset"]
 
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 4.0
+LISTING_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
