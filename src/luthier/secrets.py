@@ -28,8 +28,8 @@ _PATTERN = re.compile(
       | \bms-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}
       | \bwandb_v1_[\w-]{16,}
       | (?P<bearer>\bbearer\s+)[\w.~+/=-]{8,}
-      | (?<=://)[^/\s@"'<>]+(?P<host>@)
-      | (?P<parameter>[?&](?:[\w.-]*(?:token|key|secret|signature|password|credential)|sig)=)[^\s&"'<>]+
+      | (?<=://)[^/\s@"'<>\\]+(?P<host>@)
+      | (?P<parameter>[?&](?:[\w.-]*(?:token|key|secret|signature|password|credential)|sig)=)[^\s&"'<>\\]+
     """,
     re.IGNORECASE | re.VERBOSE,
 )
