@@ -7,13 +7,16 @@ carries one JSON object, written by `result()`, and everything meant for people 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from luthier.secrets import Masked, masked
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -31,11 +34,14 @@ def use_json() -> None:
 
 
 def set_up_streams() -> None:
-    """UTF-8 whatever the code page, so that a Chinese answer prints on any Windows terminal."""
+    """UTF-8 whatever the code page, so that a Chinese answer prints on any Windows terminal; and no token."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(encoding="utf-8", errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text are signs of that, not a traceback
+    sys.stderr = cast(IO[str], Masked(sys.stderr))  # for what libraries log, and for tracebacks
 
 
 def people() -> Console:
@@ -58,9 +64,14 @@ def is_terminal() -> bool:
     return (sys.stderr if _json else sys.stdout).isatty()
 
 
+def _plain(text: str) -> str:
+    """Text of anybody's, fit to be shown: without tokens, and without what would steer the terminal."""
+    return _CONTROL.sub("", masked(text))
+
+
 def say(text: str = "", *, style: str | None = None) -> None:
     """One line for people. `text` is taken literally: no markup."""
-    people().print(text, style=style, markup=False)
+    people().print(_plain(text), style=style, markup=False)
 
 
 def show(renderable: RenderableType) -> None:
@@ -76,7 +87,7 @@ def command(arguments: str) -> str:
 def write(text: str) -> None:
     """A piece of text with no line end, at once: the tokens of a streamed answer, which cannot steer the terminal."""
     stream = sys.stderr if _json else sys.stdout
-    stream.write(_CONTROL.sub("", text))
+    stream.write(_plain(text))
     stream.flush()
 
 
@@ -101,13 +112,13 @@ def table(
     for column in columns:
         grid.add_column(escape(column), overflow="fold")
     for row in rows:
-        grid.add_row(*(escape(str(cell)) for cell in row))
+        grid.add_row(*(escape(_plain(str(cell))) for cell in row))
     show(grid)
 
 
 def warn(text: str) -> None:
     """Something the user should know that does not stop the work. Goes to standard error."""
-    _problems().print(f"note: {text}", style="yellow", markup=False)
+    _problems().print(_plain(f"note: {text}"), style="yellow", markup=False)
 
 
 def fail(error: LuthierError) -> None:
@@ -117,14 +128,14 @@ def fail(error: LuthierError) -> None:
         return
     console = _problems()
     for problem in error.problems:
-        console.print(f"✗ {problem.where}: {problem.what}", style="bold red", markup=False)
-        console.print(f"  → {problem.fix}", markup=False)
+        console.print(_plain(f"✗ {problem.where}: {problem.what}"), style="bold red", markup=False)
+        console.print(_plain(f"  → {problem.fix}"), markup=False)
 
 
 def result(value: Any) -> None:
     """The one JSON object of a `--json` command. Does nothing without `--json`."""
     if _json:
-        sys.stdout.write(json.dumps(finite(value), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+        sys.stdout.write(masked(json.dumps(finite(value), ensure_ascii=False, indent=2, allow_nan=False)) + "\n")
         sys.stdout.flush()
 
 
@@ -160,5 +171,5 @@ def progress(description: str, total: float | None, *, unit: str = "") -> Iterat
     columns += [bars.DownloadColumn(), bars.TransferSpeedColumn()] if unit == "bytes" else [bars.MofNCompleteColumn()]
     columns += [bars.TimeRemainingColumn(compact=True)]
     with bars.Progress(*columns, console=people()) as shown:
-        task = shown.add_task(description, total=total)
+        task = shown.add_task(_plain(description), total=total)
         yield Progress(lambda n=1: shown.advance(task, n))

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.secrets import masked
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -34,15 +36,15 @@ class Problem:
 
 
 class LuthierError(Exception):
-    """Base of all errors shown without a traceback. Holds every problem found, not only the first."""
+    """Base of all errors shown without a traceback. Holds every problem found, not only the first; no token in any."""
 
     exit_status = 1
 
     def __init__(self, *problems: Problem) -> None:
         if not problems:
             raise ValueError("an error names at least one problem")
-        super().__init__("\n".join(str(problem) for problem in problems))
-        self.problems = problems
+        self.problems = tuple(Problem(masked(p.where), masked(p.what), masked(p.fix)) for p in problems)
+        super().__init__("\n".join(map(str, self.problems)))
 
 
 class InputError(LuthierError):

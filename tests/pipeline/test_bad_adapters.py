@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,27 +166,38 @@ def test_an_output_that_cannot_be_written(shop: Workplace, tmp_path: Path) -> No
     assert blocked.read_text(encoding="utf-8") == "kept"
 
 
-def test_a_file_system_that_is_read_only(shop: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Permissions do not tell, and an administrator has them all: the folder is tried by writing.
+@pytest.fixture
+def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A real read-only disk where one may be mounted; else the error that the kernel gives of one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(disk)]
+    mounted = shutil.which("mount") is not None and subprocess.run(mount, stderr=subprocess.DEVNULL).returncode == 0
+    for name in () if mounted else ("touch", "mkdir"):
+        monkeypatch.setattr(Path, name, refusing(disk, getattr(Path, name)))
+    yield disk
+    if mounted:
+        subprocess.run(["umount", str(disk)], check=True)
 
-    The error is the kernel's; that a real read-only mount gives it was seen, and needs rights that a test has not.
-    """
+
+def refusing(disk: Path, original: Callable[..., Any]) -> Callable[..., Any]:
+    def refused(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.parent == disk:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return original(path, *arguments, **options)
+
+    return refused
+
+
+def test_a_file_system_that_is_read_only(shop: Workplace, read_only: Path) -> None:
+    """Permissions do not tell, and an administrator has them all: the folder is tried by writing."""
     elsewhere = "choose a folder on a disk that can be written: --set output=FOLDER"
-    there = tmp_path / "there"
-    there.mkdir()
-    touch = Path.touch
-
-    def read_only(path: Path, *arguments: Any, **options: Any) -> None:
-        if path.parent == there:
-            raise OSError(30, os.strerror(30))
-        touch(path, *arguments, **options)
-
-    monkeypatch.setattr(Path, "touch", read_only)
-    done = luthier("train", shop.recipe("read-only"), "--set", f"output={there}")
-    assert (done.status, done.err) == (
-        2,
-        f"✗ {there}: the folder cannot be written: Read-only file system\n  → {elsewhere}\n",
-    )
+    for output, cannot in ((read_only, "written"), (read_only / "run", "made")):
+        done = luthier("train", shop.recipe("read-only"), "--set", f"output={output}")
+        assert (done.status, done.err) == (
+            2,
+            f"✗ {output}: the folder cannot be {cannot}: Read-only file system\n  → {elsewhere}\n",
+        )
 
 
 def test_a_cache_that_cannot_be_written_or_is_damaged_costs_time_only(

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from driver import luthier
 
+from luthier.recipe.schema import TrainSettings
+
 GOOD = "model: no/such/model\ndata: no/such/rows.jsonl\noutput: OUTPUT\n"
 COMPARE = "compare with recipes/minimal.yaml"
 SECTIONS = "model, data, output, adapter, train, track, prompts"
+TRAIN = f"settings here: {', '.join(TrainSettings.model_fields)}"
 SYSTEM = "write text or null (System prompt put before every conversation that has none of its own.)"
 EPOCHS = "write number > 0 (Passes over the rows.)"
 CHARACTER = "holds NUL, half a character (a lone surrogate) or U+FDD0"
@@ -26,6 +29,18 @@ REFUSED: dict[str, tuple[str | bytes, list[tuple[str, str]]]] = {
             ("WHERE, train.learning_rte: is no setting", "did you mean learning_rate?"),
             ("WHERE, sead: is no setting", "did you mean train.seed?"),
         ],
+    ),
+    "keys that are no names": (
+        GOOD + "2: x\ntrain: {null: 1, on: 2}\n",
+        [
+            ("WHERE, train.None: is no setting", TRAIN),
+            ("WHERE, train.1: is no setting", TRAIN),
+            ("WHERE, 2: is no setting", f"settings here: {SECTIONS}"),
+        ],
+    ),
+    "a key that no file can hold": (
+        GOOD + '"\\ud800": x\n',
+        [("WHERE: a key holds half a character (a lone surrogate)", "delete that character")],
     ),
     "wrong types": (
         GOOD + 'train: {learning_rate: abc, epochs: "3", batch_size: 2.5, load_best: 1}\nprompts: Hi\n',
@@ -67,9 +82,23 @@ REFUSED: dict[str, tuple[str | bytes, list[tuple[str, str]]]] = {
     ),
     "a number of 5,000 digits": (
         GOOD + f"train: {{seed: {'9' * 5000}}}\n",
-        [("WHERE, line 4: no such date or number", COMPARE)],
+        [("WHERE, line 4: no such value", COMPARE)],
     ),
-    "a date that does not exist": (GOOD + "system: 2024-13-45\n", [("WHERE, line 4: no such date or number", COMPARE)]),
+    **{
+        f"a value that is not what its tag says, {tag}": (
+            GOOD + f"system: {tag}\n",
+            [(f"WHERE, line 4: {what}", COMPARE)],
+        )
+        for tag, what in {
+            "!!bool x": "no such value",
+            '!!int ""': "no such value",
+            '!!float "+"': "no such value",
+            "!!timestamp x": "no such value",
+            "!!set [x]": "expected a mapping node, but found sequence",
+            "!!map [x]": "expected a mapping node, but found sequence",
+        }.items()
+    },
+    "a date that does not exist": (GOOD + "system: 2024-13-45\n", [("WHERE, line 4: no such value", COMPARE)]),
     "settings that contradict": (
         GOOD + "train: {load_best: true, batch_size: 4, gradient_accumulation_steps: 8}\ndata: {holdout: 0}\n",
         [("WHERE, line 5: data is given twice", COMPARE)],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 
 import pytest
 
@@ -40,3 +42,12 @@ def test_a_command_is_what_the_user_can_type(monkeypatch: pytest.MonkeyPatch) ->
     assert console.command("chat runs/demo") == "luthier chat runs/demo"
     monkeypatch.setenv("LUTHIER_COMMAND", "python start.py")
     assert console.command("chat runs/demo") == "python start.py chat runs/demo"
+
+
+def test_bytes_that_are_no_text_can_be_typed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"wood \xff\n"), encoding="utf-8"))
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    console.set_up_streams()
+    assert console.ask("> ") == "wood \ufffd"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from luthier import console
 from luthier.data.conversation import Source
+from luthier.secrets import masked
 
 Outcome = Literal["used", "dropped", "heldout", "duplicate"]
 OUTCOMES: tuple[Outcome, ...] = ("used", "dropped", "heldout", "duplicate")
@@ -105,9 +106,9 @@ class Ledger:
         with path.open("w", encoding="utf-8", newline="\n") as file:
             for entry in self.entries:
                 line = {"where": str(entry.source), "outcome": entry.outcome, "reason": _because(entry)}
-                file.write(json.dumps({**line, "cut": entry.cut}, ensure_ascii=False) + "\n")
+                file.write(masked(json.dumps({**line, "cut": entry.cut}, ensure_ascii=False)) + "\n")
             for conflict in self.conflicts:
-                file.write(json.dumps(_conflict_line(conflict), ensure_ascii=False) + "\n")
+                file.write(masked(json.dumps(_conflict_line(conflict), ensure_ascii=False)) + "\n")
 
     def show(self) -> None:
         """A table: each outcome with its reasons, how many rows, and where the first of them stand."""

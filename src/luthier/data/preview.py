@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from luthier import console
 from luthier.data.conversation import Source
 from luthier.data.render import IGNORE
+from luthier.secrets import masked
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -235,4 +236,4 @@ def write_html(
         rows=[(example, pieces(example, tokenizer)) for example in examples[:rows]],
         visible=visible,
     )
-    path.write_text(page, encoding="utf-8", newline="\n")
+    path.write_text(masked(page), encoding="utf-8", newline="\n")

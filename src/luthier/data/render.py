@@ -11,6 +11,7 @@ prompt, up to and including the end-of-turn token, and not the line break that s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -25,6 +26,7 @@ IGNORE = -100
 
 # Put inside a special token's text where it stands in a message, so that the tokenizer reads plain text there.
 _SPLIT = RESERVED
+_HALF = re.compile("[\ud800-\udfff]")  # what a terminal makes of bytes that are no UTF-8, and no tokenizer takes
 
 
 @dataclass(frozen=True)
@@ -193,10 +195,11 @@ class Renderer:
 
     def _guard(self, content: str) -> str:
         """A special token written in a message stays text: it is split in two, and cannot forge a turn."""
+        where = f"text {content[:40]!r}"
         if _SPLIT in content:
-            raise DataError(
-                Problem(f"text {content[:40]!r}", "holds U+FDD0, which is not a character of any language", "remove it")
-            )
+            raise DataError(Problem(where, "holds U+FDD0, which is not a character of any language", "remove it"))
+        if _HALF.search(content):
+            raise DataError(Problem(where, "holds half a character (a lone surrogate)", "write it as UTF-8"))
         for token in self._special:
             if token in content:
                 content = content.replace(token, token[0] + _SPLIT + token[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ def fetch_model(ref: str, *, revision: str | None = None, allow_code: bool = Fal
     """
     named = parse_model(ref)
     if isinstance(named, Repo):
+        _check_revision(ref, revision)
         want = _Want("model", revision, functools.partial(model_files, allow_code=allow_code), "code" * allow_code)
         folder, manifest = _fetch_repo(ref, named, want)
         return LocalModel(folder, ref, manifest.hub, manifest.revision)
@@ -59,6 +61,12 @@ def fetch_model(ref: str, *, revision: str | None = None, allow_code: bool = Fal
         manifest = fetch_bundled(named.name)
         return LocalModel(bundled_folder(named.name), ref, manifest.hub, manifest.revision)
     return LocalModel(named.path, ref, "local", None)
+
+
+def _check_revision(ref: str, revision: str | None) -> None:
+    """It becomes a folder's name: no `..`, no drive."""
+    if revision is not None and (".." in revision or not re.fullmatch(r"\w[\w./+-]*", revision)):
+        raise HubError(Problem(ref, f"{revision!r:.60} cannot be a revision", "use a branch, tag or commit"))
 
 
 def fetch_data(ref: str) -> list[Path]:

@@ -12,12 +12,13 @@ from typing import Literal, Protocol
 
 from luthier.errors import HubError, Problem
 from luthier.hub.refs import HubName
-from luthier.hub.secrets import without_secrets
+from luthier.secrets import without_secrets
 
 Kind = Literal["model", "dataset"]
 
 CONNECT_SECONDS = 2.0
 ANSWER_SECONDS = 4.0
+LISTING_SECONDS = 30.0
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from luthier.errors import HubError, Problem
+from luthier.hub import hubs
 from luthier.hub.hubs import (
     Kind,
     Listing,
@@ -44,7 +45,7 @@ class HuggingFace:
 
         with self._errors(repo, kind, revision):
             info = HfApi(endpoint=self.endpoint).repo_info(
-                repo, repo_type=kind, revision=revision, files_metadata=True, timeout=30
+                repo, repo_type=kind, revision=revision, files_metadata=True, timeout=hubs.LISTING_SECONDS
             )
             return Listing(info.sha or revision, tuple(_remote_file(sibling) for sibling in info.siblings or ()))
 

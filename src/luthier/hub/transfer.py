@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from luthier import __version__
 from luthier.errors import HubError, Problem
-from luthier.hub.secrets import without_secrets
+from luthier.secrets import without_secrets
 
 if TYPE_CHECKING:
     import requests

@@ -13,8 +13,8 @@ from luthier.errors import HubError, Problem
 from luthier.hub.cache import cache_dir, ensure
 from luthier.hub.hubs import answers
 from luthier.hub.manifest import Manifest
-from luthier.hub.secrets import bare_address
 from luthier.hub.transfer import Remote, transfer
+from luthier.secrets import bare_address
 
 if TYPE_CHECKING:
     import requests

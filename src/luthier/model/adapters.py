@@ -184,7 +184,7 @@ def load(model: Any, folder: Path, base_folder: Path) -> Any:
     if card["base_identity"] != identity(base_folder):
         what = f"was trained on {card['base']}, and {base_folder} holds another model"
         raise ModelError(Problem(str(folder), what, f"load it on {card['base']}"))
-    shapes = _check_files(folder)
+    shapes = check_files(folder)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error, below
@@ -200,8 +200,11 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _COPY = "copy the adapter folder again, or train again"
 
 
-def _check_files(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of an adapter's tensors. PEFT itself would fall back to a pickle, and import what a config names."""
+def check_files(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of an adapter's tensors. Raises ModelError for files that are not those of an adapter of ours.
+
+    PEFT itself would fall back to a pickle, and import what a config names.
+    """
     config = read_object(folder / CONFIG)
     if config.get("peft_type") != "LORA" or config.get("megatron_config"):
         what = f"is not the config of a LoRA adapter that Luthier made (peft_type {str(config.get('peft_type'))[:40]})"

@@ -135,16 +135,18 @@ def _override(raw: dict[str, Any], text: str) -> Problem | None:
 
 def _setting(loc: Sequence[int | str]) -> tuple[str, ...]:
     """Where pydantic found something wrong, as a setting: without positions in a list and names of types."""
-    return tuple(str(part) for part in loc[: 2 if _settings_of(str(loc[0])) else 1])
+    return tuple(str(part) for part in loc[: 2 if loc and _settings_of(str(loc[0])) else 1])
 
 
 def _problem(where: str, path: tuple[str, ...], item: Any) -> Problem:
     """One pydantic error in our words."""
+    if not path:
+        return Problem(where, "a key holds half a character (a lone surrogate)", "delete that character")
     name = ".".join(path)
     place = f"{where}, {name[:80]}"
     if name == "system":
         return Problem(place, "cannot be put into data", "write it once, as data.system")
-    if item["type"] == "extra_forbidden":
+    if item["type"] == "extra_forbidden" or path[-1] not in _settings_of(*path[:-1]):  # `null: x`
         return Problem(place, "is no setting", _nearest(path[-1], _settings_of(*path[:-1])))
     if item["type"] == "missing":
         return Problem(place, "is missing", f"add it: {EXAMPLES.get(name, f'{path[-1]}: …')}")

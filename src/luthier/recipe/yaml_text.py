@@ -38,6 +38,9 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        if not isinstance(node, yaml.MappingNode):  # `!!map [x]`
+            what = f"expected a mapping node, but found {node.id}"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
@@ -48,8 +51,8 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, OverflowError):  # a date of month 13, a number of 5,000 digits
-            raise yaml.constructor.ConstructorError(None, None, "no such date or number", node.start_mark) from None
+        except (ValueError, OverflowError, LookupError, AttributeError):  # month 13, 5,000 digits, `!!bool x`
+            raise yaml.constructor.ConstructorError(None, None, "no such value", node.start_mark) from None
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:

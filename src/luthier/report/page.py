@@ -14,13 +14,14 @@ from typing import Any, Literal
 from luthier.recipe.schema import Section
 from luthier.report import curve, disk, words
 from luthier.report.record import RunFolder, timeline
+from luthier.secrets import masked
 
 
 def write_report(run: RunFolder, path: Path | None = None) -> Path:
     """Write the page of a run, finished or not, to `path` (default: the run's report.html). Raises RunError."""
     page = path or run.report_file
     # A lone surrogate in an answer cannot be UTF-8; as a character reference the browser shows its replacement sign.
-    disk.replace(page, _render(run).encode(errors="xmlcharrefreplace"))
+    disk.replace(page, masked(_render(run)).encode(errors="xmlcharrefreplace"))
     return page
 
 

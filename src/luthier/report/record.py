@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -23,6 +22,7 @@ from luthier import console
 from luthier.choice import Choice
 from luthier.errors import Problem, RunError
 from luthier.report import disk
+from luthier.secrets import VARIABLES, masked
 
 if TYPE_CHECKING:
     from luthier.recipe.schema import Recipe  # pydantic takes a while to build it: not for `luthier --help`
@@ -137,11 +137,11 @@ class RunFolder:
             return Recipe.model_validate(yaml.safe_load(self.recipe_file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise RunError(Problem(str(self.path), "there is no run here (no recipe.yaml)", "luthier runs")) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RunError(Problem(str(self.recipe_file), f"not readable as YAML: {error}", again)) from None
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise RunError(Problem(str(self.recipe_file), f"not a recipe of this Luthier: {wrong}", again)) from None
+        except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise RunError(Problem(str(self.recipe_file), f"not readable as YAML: {error}", again)) from None
 
     def write_resolved(self, choices: Mapping[str, Choice[Any]]) -> None:
         rows = [{"setting": setting, **vars(choice)} for setting, choice in choices.items()]
@@ -167,7 +167,7 @@ class RunFolder:
 
     def log(self, event: Mapping[str, Any]) -> None:
         """Append one event, stamped with the time unless it has one. What a later start relies on is on disk then."""
-        line = _to_json({"time": time.time(), **event}).encode(errors="backslashreplace") + b"\n"
+        line = masked(_to_json({"time": time.time(), **event})).encode(errors="backslashreplace") + b"\n"
         with self.events_file.open("ab+") as file:
             _mend_end(file)
             file.write(line)
@@ -296,26 +296,38 @@ def timeline(events: list[Event]) -> list[Event]:
 
 
 def refuse_secrets(recipe: Recipe) -> None:
-    """Raises RunError for addresses that no run folder may keep."""
-    fix = "download the file first and give its path"
-    found = dict.fromkeys(_addresses_with_secrets(recipe.model_dump(mode="json")))
-    kept = "holds a password or key in its address, and the run folder keeps the recipe"
+    """Raises RunError for settings that no run folder may keep: a token, or an address with a password or key."""
+    found = dict.fromkeys(_secret_settings(recipe.model_dump(mode="json")))
+    kept = "and the run folder keeps the recipe"
+    in_address = f"holds a password or key in its address, {kept}"
+    as_it_is = f"holds an access token or key, {kept}"
     if found:
-        raise RunError(*(Problem("recipe", f"{host} {kept}", fix) for host in found))
+        raise RunError(
+            *(
+                Problem("recipe", f"{host} {in_address}", "download the file first and give its path")
+                if host
+                else Problem(
+                    f"recipe, {setting}", as_it_is, f"take it out; tokens are read from {', '.join(VARIABLES)}"
+                )
+                for setting, host in found
+            )
+        )
 
 
-_SECRET_ADDRESS = re.compile(
-    r"https?://([^/@\s]+@|\S*[?&]([^=&]*(token|key|secret|signature|password)|sig)=)", re.IGNORECASE
-)
+_ADDRESS = re.compile(r"https?://(?:[^/@\s]*@)?([^/?#\s]*)")
 
 
-def _addresses_with_secrets(value: Any) -> Iterator[str]:
-    """The hosts of web addresses that carry a secret, anywhere in the settings."""
-    if isinstance(value, str) and _SECRET_ADDRESS.match(value):
-        yield urlsplit(value).hostname or "an address"
-    if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _addresses_with_secrets(item)
+def _secret_settings(value: Any, setting: str = "") -> Iterator[tuple[str, str]]:
+    """Each setting with a secret in it, and the host where it is a web address."""
+    if isinstance(value, str) and masked(value) != value:
+        address = _ADDRESS.match(value)
+        yield setting, address[1] if address else ""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _secret_settings(item, f"{setting}.{key}".lstrip("."))
+    if isinstance(value, list):
+        for item in value:
+            yield from _secret_settings(item, setting)
 
 
 def _this_process() -> dict[str, Any]:
@@ -357,16 +369,19 @@ def _damaged(file: Path, what: str) -> RunError:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write a file whole or not at all. A lone surrogate, which UTF-8 lacks, becomes its JSON escape."""
-    disk.replace(file, text.encode(errors="backslashreplace"))
+    """Write a file whole or not at all, without tokens. A lone surrogate, which UTF-8 lacks, becomes its escape."""
+    disk.replace(file, masked(text).encode(errors="backslashreplace"))
 
 
 def _parse(line: bytes) -> Event | None:
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return None
+    whole = event["event"] != "start" or {"step", "resumed"} <= event.keys()
+    return event if whole and isinstance(event.get("step", 0), int) else None
 
 
 def _mend_end(file: Any) -> None:

@@ -64,7 +64,7 @@ def is_whole(folder: Path) -> bool:
             (folder / name).stat().st_size == fact["bytes"] and _sha256(folder / name) == fact["sha256"]
             for name, fact in files.items()
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):  # no manifest of ours
         return False
 
 

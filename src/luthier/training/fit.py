@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from luthier import console
-from luthier.errors import LuthierError, Problem, Stopped
+from luthier.errors import LuthierError, Problem, RunError, Stopped
 from luthier.hardware.determinism import deterministic
 from luthier.model import adapters
 from luthier.report.record import RunFolder, timeline
+from luthier.secrets import without_secrets
 from luthier.training import checkpoint, track
 from luthier.training.callbacks import Events, OrderlyStop
-from luthier.training.cut import Cut
+from luthier.training.cut import Cut, is_out_of_memory
 from luthier.training.display import Display
 from luthier.training.guard import Guard
 from luthier.training.job import Job
@@ -34,6 +36,7 @@ def fit(job: Job, run: RunFolder) -> None:
     _show_choices(job)
     if run.is_trained():
         console.say("The training is done; going on with what comes after it")
+        adapters.check_files(run.adapter_dir)
         job.model.load_adapter(str(run.adapter_dir), job.model.active_adapter)
         return
     last = checkpoint.settle(run.checkpoints_dir)
@@ -69,11 +72,22 @@ def _train(trainer: LuthierTrainer, run: RunFolder, last: Path | None) -> bool:
         trainer.save_last_step()
         return True
     except Exception as error:
+        known = isinstance(error, LuthierError) or is_out_of_memory(error)
+        if last is not None and not trainer.has_begun and not known:
+            raise _refused(last, error) from error
         with contextlib.suppress(OSError):  # a full disk does not take this line either
             reason = error.problems[0].what if isinstance(error, LuthierError) else f"{type(error).__name__}: {error}"
             run.log({"event": "fail", "step": trainer.state.global_step, "reason": reason})
         raise
     return False
+
+
+def _refused(last: Path, error: Exception) -> RunError:
+    """A sealed checkpoint with other content than a training writes: its seal keeps damage off, not forgery."""
+    what = f"cannot be gone on from: {without_secrets(error)}"
+    if isinstance(error, UnpicklingError):  # torch read tensors and numbers, and met something else
+        what = "holds a pickled program in the place of tensors, which was not run"
+    return RunError(Problem(str(last), what, "delete that folder: the same command goes on from the one before it"))
 
 
 def _trainer(job: Job, run: RunFolder, display: Display, stop: OrderlyStop, last: Path | None) -> LuthierTrainer:

@@ -111,6 +111,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         self._batch: Sequence[Example] = ()  # the micro-batch in progress
         self._after_step = randomness.snapshot()
         self._saves_beside: Path | None = None
+        self.has_begun = False  # whether all of a checkpoint that is gone on from was taken up
         self._reads_late = args.device.type in READ_LATE
         self._unread: tuple[int, Sequence[Example], Callable[[], list[float]]] | None = None
 
@@ -255,6 +256,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         step = self.state.global_step
         if step > 0:
             self._load_rng_state(str(checkpoint.folder_of(self.args.output_dir, step)))
+        self.has_begun = True
         self.step_ended()
         if step < self.state.max_steps:
             self.rehearse()

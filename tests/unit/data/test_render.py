@@ -205,12 +205,17 @@ def test_a_special_token_in_plain_text_is_text(chatml: Renderer) -> None:
     assert [i for i, token in enumerate(example.input_ids) if token == 2] == [len(example.input_ids) - 1]
 
 
-def test_the_mark_used_inside_may_not_come_from_outside(chatml: Renderer) -> None:
+@pytest.mark.parametrize(
+    ("text", "what", "fix"),
+    [
+        ("a\ufdd0b", "holds U+FDD0, which is not a character of any language", "remove it"),
+        ("a\udcffb", "holds half a character (a lone surrogate)", "write it as UTF-8"),  # a shell's byte 0xff
+    ],
+)
+def test_what_no_text_holds_is_refused(chatml: Renderer, text: str, what: str, fix: str) -> None:
     with pytest.raises(DataError) as raised:
-        chatml.prompt_ids([Message("user", "a\ufdd0b")])
-    assert raised.value.problems == (
-        Problem("text 'a\\ufdd0b'", "holds U+FDD0, which is not a character of any language", "remove it"),
-    )
+        chatml.prompt_ids([Message("user", text)])
+    assert raised.value.problems == (Problem(f"text {text!r}", what, fix),)
 
 
 # ---------------------------------------------------------------- templates that cannot be trained

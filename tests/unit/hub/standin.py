@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import ssl
 import threading
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = 1000  # from this size on a file has a SHA-256 in the listing of Hugging Face, below it a git blob id
@@ -31,6 +33,7 @@ class Request:
     path: str
     range: str | None
     authorization: str | None
+    cookie: str | None
 
 
 @dataclass
@@ -41,21 +44,31 @@ class Standin:
     files: dict[str, bytes] = field(default_factory=dict)
     faults: dict[str, Fault] = field(default_factory=dict)  # by the file's path in its repository
     listing_faults: dict[str, tuple[int, str, bytes]] = field(default_factory=dict)  # repository: status, code, body
+    redirects: dict[str, str] = field(default_factory=dict)  # what a path or query ends with: address
+    stalls: tuple[str, ...] = ()  # what a path or query ends with: never answered
+    stopped: threading.Event = field(default_factory=threading.Event)
     content_types: dict[str, str] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     hanging: threading.Event | None = None
     etags: bool = True
+    _scheme: str = "http"
 
-    def start(self) -> None:
+    def start(self, certificate: Path | None = None) -> None:
         standin = self
 
         class Handler(_Handler):
             hub = standin
 
         self._server = _Server(("127.0.0.1", 0), Handler)
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+            self._scheme = "https"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop(self) -> None:
+        self.stopped.set()
         if self.hanging:
             self.hanging.set()
         self._server.shutdown()
@@ -63,7 +76,7 @@ class Standin:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_port}"
 
     def asked(self, ending: str) -> list[Request]:
         """The GET requests whose path (or ModelScope's FilePath) ends so."""
@@ -110,12 +123,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _route(self) -> None:
         self.hub.requests.append(
-            Request(self.command, self.path, self.headers.get("Range"), self.headers.get("Authorization"))
+            Request(
+                self.command, self.path, self.headers.get("Range"), *map(self.headers.get, ("Authorization", "Cookie"))
+            )
         )
         if self.hub.hanging:
             self.hub.hanging.wait(30)
             return
         parts = urlsplit(self.path)
+        for ending, address in self.hub.redirects.items():
+            if self._asks_for(ending):
+                self._answer(302, b"", {"Location": address})
+                return
+        if any(map(self._asks_for, self.hub.stalls)):
+            self.hub.stopped.wait(30)
+            return
         path, query = unquote(parts.path), {key: values[0] for key, values in parse_qs(parts.query).items()}
         for pattern, answer in _ROUTES:
             if match := re.fullmatch(pattern, path):
@@ -125,6 +147,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(self.hub.files[path], path, {})
         else:
             self._answer(200 if path == "/" else 404, b"")
+
+    def _asks_for(self, ending: str) -> bool:
+        return urlsplit(self.path).path.endswith(ending) or unquote(self.path).endswith(ending)
 
     # Hugging Face
 

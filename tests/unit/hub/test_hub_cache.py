@@ -8,7 +8,7 @@ import pytest
 
 from luthier.hub.cache import cache_dir, ensure
 from luthier.hub.manifest import FileEntry, Manifest
-from luthier.hub.secrets import bare_address, without_secrets
+from luthier.secrets import bare_address, without_secrets
 
 HELLO = FileEntry("a.txt", 5, "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824")
 
@@ -77,6 +77,6 @@ def test_what_is_no_longer_whole_is_filled_again(tmp_path: Path, damage: str) ->
 
 def test_messages_hold_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELSCOPE_API_TOKEN", "plainsecret")
-    error = OSError("GET https://me:pw@h/x?Signature=abc&b=1 hf_abcdefghij plainsecret\nmore")
-    assert without_secrets(error) == "OSError: GET https://…h/x?…&… … …"
+    error = OSError("GET https://me:pw@h/x?Signature=abc&b=1 hf_abcdefghijklmnop plainsecret\nmore")
+    assert without_secrets(error) == "OSError: GET https://…@h/x?Signature=…&b=1 … …"
     assert bare_address("https://me:pw@h:8080/x.json?token=1#L2") == "https://h:8080/x.json"
