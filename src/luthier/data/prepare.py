@@ -7,9 +7,10 @@ import gc
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from luthier import console
 from luthier.choice import Choice
 from luthier.data import served
 from luthier.data.conversation import Conversation, Message, Source
@@ -24,6 +25,7 @@ from luthier.hub.cache import cache_dir
 from luthier.hub.fetch import fetch_data
 from luthier.recipe.schema import DataSettings
 
+LARGE = 50_000_000  # bytes from which on reading takes seconds, so that something is said before
 LONGEST = 4096  # tokens; longer only when asked for, since memory grows with it
 
 
@@ -68,6 +70,7 @@ class Gathered:
 
     `duplicates`: every repeat and conflict of the training rows, whatever `data.duplicates` makes of them.
     `dropped`: bad rows and what is wrong with them. `seen`: held-out rows left out, as their prompt is in training.
+    `tick`: told how many rows were gone through, by who takes long to.
     """
 
     train: list[Conversation]
@@ -78,6 +81,7 @@ class Gathered:
     ledger: Ledger
     files: list[dict[str, Any]]
     unused_columns: list[str]
+    tick: Callable[[int], None] = field(default=lambda rows: None, compare=False)
 
 
 See = Callable[[Rows, Converted], None]
@@ -177,6 +181,9 @@ def _read(
     unused: dict[str, None] = {}
     problems: list[Problem] = []
     for path in [path for reference in references for path in fetch_data(reference)]:
+        size = path.stat().st_size if path.is_file() else 0
+        if size > LARGE:
+            console.say(f"Reading {path} ({size / 1e6:,.0f} MB) …")
         try:
             with _no_garbage_collection():
                 rows = read_rows(path, drop=settings.bad_rows == "drop")
@@ -247,9 +254,10 @@ class _Fit:
             cut = self._cut(row, examples)
             if cut:
                 detail = f"{longest:,} tokens"
-                return cut, Entry(row.source, outcome, f"prompt cut to {self.max_length:,} tokens", detail, cut=True)
+                reason = f"prompt cut to {self.max_length:,} tokens"
+                return cut, Entry(row.source, outcome, reason, detail, cut=True, too_long=longest)
             too_long = f"{too_long}, and no question fits before its answer"
-        return [], Entry(row.source, "dropped", too_long, f"{longest:,} tokens")
+        return [], Entry(row.source, "dropped", too_long, f"{longest:,} tokens", too_long=longest)
 
     def _cut(self, row: Conversation, examples: list[Example]) -> list[Example]:
         """The row with the left of its prompt taken away: first whole earlier turns, then the start of the question.
