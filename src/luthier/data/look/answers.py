@@ -53,6 +53,8 @@ REPEATED_SHARE, REPEATED_ROWS = 0.01, 5
 def is_empty(row: Conversation) -> bool:
     """Whether the last answer has no letter or digit, or is a cell that was never filled in."""
     answer = _last(row)
+    if row.messages[0].role == "text":
+        return False
     return not any(map(str.isalnum, answer)) or answer.strip().strip(".。").lower() in PLACEHOLDERS
 
 
@@ -67,7 +69,7 @@ def empty(data: Gathered) -> Iterator[Finding]:
         data,
         name="empty",
         weight="problem",
-        what="answers are empty: no letter or digit, or a placeholder such as N/A",
+        what="empty answers: no letter or digit, or a placeholder such as N/A",
         todo="write the answer, or leave the row out",
         fix="left out",
     )
@@ -79,7 +81,7 @@ def boilerplate(data: Gathered) -> Iterator[Finding]:
         data,
         name="boilerplate",
         weight="doubt",
-        what='answers speak as some chat assistant ("as an AI language model…"), which the model would learn',
+        what='answers in the voice of some chat assistant ("as an AI language model…"), which would be learned',
         todo="write them in the voice that you want, or leave the rows out",
         fix="left out",
     )
@@ -91,18 +93,18 @@ def damaged(data: Gathered) -> Iterator[Finding]:
         data,
         name="damaged",
         weight="problem",
-        what="rows hold characters that were damaged when a file was read in a wrong encoding",
+        what="rows with characters that were damaged when a file was read in a wrong encoding",
         todo="export the file again as UTF-8",
     )
 
 
 def echoes(data: Gathered) -> Iterator[Finding]:
     yield from _rows_that(
-        lambda row: len(row.prompt) > 0 and row.prompt[-1].content.strip() == _last(row).strip(),
+        lambda row: row.messages[0].role != "text" and row.prompt[-1].content.strip() == _last(row).strip(),
         data,
         name="echoes",
         weight="doubt",
-        what="answers repeat their question word for word",
+        what="answers that repeat their question word for word",
         todo="look whether two columns were mixed up",
     )
 
@@ -128,7 +130,7 @@ def repeated_answers(data: Gathered) -> Iterator[Finding]:
         "repeated_answers",
         "note",
         len(often),
-        f"answers stand behind {REPEATED_ROWS} questions or more, and one in a hundred",
+        f"answers to {REPEATED_ROWS} or more different questions, and to one in a hundred",
         "meant for classes (yes, no); else vary them, or the model answers so to anything",
         tuple(first[digest] for digest in list(often)[:PLACES]),
     )

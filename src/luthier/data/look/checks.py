@@ -20,8 +20,8 @@ def bad_rows(data: Gathered) -> Iterator[Finding]:
             "bad_rows",
             "problem",
             len(data.dropped),
-            "rows cannot be used",
-            "correct them; else they are left out",
+            "rows that cannot be used",
+            "correct them; until then they are left out",
             tuple(Place(str(source), excerpt(why)) for source, why in data.dropped[:PLACES]),
             "left out",
         )
@@ -32,7 +32,7 @@ def secrets(data: Gathered) -> Iterator[Finding]:
         data,
         private.SECRETS,
         "secrets",
-        "hold what looks like a key, token or password",
+        "with what looks like a key, token or password",
         "revoke those that are real, and take them out: a model recites what it was trained on",
     )
 
@@ -42,7 +42,7 @@ def contacts(data: Gathered) -> Iterator[Finding]:
         data,
         private.CONTACTS,
         "contacts",
-        "hold what looks like an e-mail address or a number of a person",
+        "with what looks like an e-mail address or a number of a person",
         "take them out, unless they are public: a model recites what it was trained on",
     )
 
@@ -69,8 +69,8 @@ CHECKS: tuple[Check, ...] = (
     contacts,
     answers.empty,
     answers.damaged,
-    repeats.near_duplicates,
     repeats.conflicts,
+    repeats.near_duplicates,
     answers.boilerplate,
     answers.echoes,
     scripts.other_script,

@@ -131,7 +131,7 @@ def _write_file(
 
 def _why_not(row: Conversation, first: dict[tuple[Message, ...], Source]) -> tuple[str, str]:
     """Why a row is left out, or ""."""
-    if row.messages[0].role != "text" and answers.is_empty(row):
+    if answers.is_empty(row):
         return "empty answer", ""
     if answers.is_boilerplate(row):
         return "boilerplate", ""

@@ -45,7 +45,7 @@ def _is_identity_number(text: str) -> bool:
 
 _ASSIGNED = (
     r"(?i:(?:api|access|secret)[_-]?(?:key|token)|passw(?:or)?d|密码|口令|密钥)"
-    r"[\"']?\s*(?:[:=：]|是|为)\s*[\"']?(?P<value>(?=[^\s\"'，。,;]*\d)(?=[^\s\"'，。,;]*[A-Za-z])[!-~]{8,})"
+    r"[\"']?\s*(?:[:=：]|是|为)\s*[\"']?(?P<value>(?=[^\s\"'，。,;]*\d)(?=[^\s\"'，。,;]*[A-Za-z])(?:(?![\"',;])[!-~]){8,})"
 )
 
 SECRETS = (
@@ -63,7 +63,7 @@ SECRETS = (
     Pattern("API key", ("_live_", "_test_"), _word(r"[sr]k_(?:live|test)_[0-9a-zA-Z]{20,}")),
     Pattern(
         "access token",
-        ("gh", "glpat-", "hf_", "xox"),
+        ("gh", "github_pat_", "glpat-", "hf_", "xox"),
         _word(
             r"gh[pousr]_[A-Za-z0-9]{36,}",
             r"github_pat_[A-Za-z0-9_]{30,}",

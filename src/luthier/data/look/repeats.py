@@ -21,7 +21,7 @@ def duplicates(data: Gathered) -> Iterator[Finding]:
             "duplicates",
             "note",
             len(repeats),
-            "rows repeat an earlier row exactly",
+            "rows that repeat an earlier row exactly",
             "nothing: training leaves them out, unless data.duplicates: keep",
             places,
             "left out",
@@ -43,7 +43,7 @@ def conflicts(data: Gathered) -> Iterator[Finding]:
             "conflicts",
             "doubt",
             len(found),
-            "prompts have several different answers",
+            "prompts with several different answers",
             "keep the best answer of each; where all are good, the model learns to vary",
             places,
         )
@@ -60,7 +60,7 @@ def near_duplicates(data: Gathered) -> Iterator[Finding]:
             "near_duplicates",
             "doubt",
             len(pairs),
-            f"rows nearly repeat an earlier row ({near.NEAR:.0%} or more of their text is the same)",
+            f"rows that nearly repeat an earlier row ({near.NEAR:.0%} or more is the same)",
             "keep one of each: what stands there twice is learned by heart first",
             _places(pairs),
         )
@@ -72,7 +72,7 @@ def near_duplicates(data: Gathered) -> Iterator[Finding]:
             "overlap",
             "problem",
             len(leaks),
-            f"of {len(data.heldout):,} held-out rows nearly repeat a trained row: the held-out loss flatters",
+            f"of {len(data.heldout):,} held-out rows that nearly repeat a trained row: the held-out loss flatters",
             "delete one of each pair, or hold out a file of other rows (data.heldout)",
             _places(leaks),
         )
@@ -85,7 +85,7 @@ def seen(data: Gathered) -> Iterator[Finding]:
             "seen",
             "note",
             len(data.seen),
-            "rows of the held-out file have a prompt that is also in training",
+            "rows of the held-out file with a prompt that is also in training",
             "nothing: they are left out, so that the held-out loss stays true",
             first_places((row, row.prompt[-1].content if row.prompt else _text(row)) for row in data.seen),
         )

@@ -86,7 +86,7 @@ def other_script(data: Gathered) -> Iterator[Finding]:
             "other_script",
             "doubt",
             len(odd),
-            f"answers are not in {main} letters, as nearly all others are",
+            f"answers not in {main} letters, as nearly all others are",
             "read them: another language, or only a name or code?",
             first_places((row, _sides(row)[1]) for row in odd),
         )

@@ -37,14 +37,15 @@ def _show_findings(look: Look) -> None:
         return
     grid = Table.grid(padding=(0, 1))
     grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True, justify="right")
     grid.add_column(overflow="fold")
     for finding in look.findings:
         sign, style = SIGNS[finding.weight]
-        text = Text(f"{finding.count:,} {finding.what}", "bold")
+        text = Text(finding.what, "bold")
         text.append(f"\n→ {finding.todo}{fixed(finding)}", "not bold")
         for where, excerpt in places(look, finding):
             text.append(f"\n{where}  {excerpt}", "not bold dim")
-        grid.add_row(Text(sign, style), text)
+        grid.add_row(Text(sign, style), Text(f"{finding.count:,}", style), text)
     console.say("\nWhat was found", style="italic")
     console.show(grid)
 
@@ -75,8 +76,8 @@ def places(look: Look, finding: Finding) -> list[tuple[str, str]]:
 
 def facts(look: Look) -> Iterator[tuple[str, str]]:
     """What there is to know in a line each, the same in the terminal and on the page."""
-    columns = look.schema.columns.values()
-    yield "columns", "; ".join(_column(column) for column in columns)
+    total = sum(form.rows for form in look.schema.formats)
+    yield "columns", "; ".join(_column(column, total) for column in look.schema.columns.values())
     if look.scripts.questions:
         yield "questions in", _shares(look.scripts.questions)
     yield "answers in", _shares(look.scripts.answers)
@@ -96,14 +97,14 @@ def facts(look: Look) -> Iterator[tuple[str, str]]:
     )
 
 
-def _column(column: Column) -> str:
+def _column(column: Column, total: int) -> str:
     name = (
         f"{preview.printable(column.name)[:40]} (not used)" if not column.used else preview.printable(column.name)[:40]
     )
     if not column.filled:
         return f"{name}: empty"
     kinds = " or ".join(column.kinds)
-    missing = column.rows - column.filled
+    missing = total - column.filled
     return f"{name}: {kinds}" + (f", empty in {missing:,}" if missing else "")
 
 

@@ -146,8 +146,8 @@ def too_long(ledger: Ledger, max_length: int, context_length: int | None) -> Ite
         "too_long",
         "problem",
         len(entries),
-        f"rows are longer than {max_length:,} tokens: "
-        + " and ".join(f"{count:,} are {outcome}" for count, outcome in outcomes if count),
+        f"rows longer than {max_length:,} tokens: "
+        + " and ".join(f"{count:,} {outcome}" for count, outcome in outcomes if count),
         todo,
         tuple(_place(entry, tokens) for entry, tokens in entries[:PLACES]),
     )
