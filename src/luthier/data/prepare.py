@@ -185,7 +185,7 @@ def _read(
         if size > LARGE:
             console.say(f"Reading {path} ({size / 1e6:,.0f} MB) …")
         try:
-            with _no_garbage_collection():
+            with no_garbage_collection():
                 rows = read_rows(path, drop=settings.bad_rows == "drop")
                 converted = convert(rows, settings)
         except DataError as error:
@@ -210,7 +210,7 @@ def _read(
 
 
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Of a million new objects none is garbage; looking for it again and again took a third of the time."""
     was_on = gc.isenabled()
     gc.disable()

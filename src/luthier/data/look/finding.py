@@ -49,10 +49,10 @@ class Finding:
 
 def rows_of(data: Gathered) -> Iterator[Conversation]:
     """Every row that would be trained or held out."""
-    for at, row in enumerate(chain(data.train, data.heldout), 1):
-        yield row
-        if at % TICK == 0:
-            data.tick(TICK)
+    rows = chain(data.train, data.heldout)
+    while some := list(islice(rows, TICK)):
+        yield from some
+        data.tick(len(some))
 
 
 def excerpt(text: str, most: int = 60) -> str:

@@ -12,6 +12,7 @@ from typing import IO, Any
 from luthier.data.conversation import Conversation, Message, Source
 from luthier.data.formats import Converted, convert
 from luthier.data.look import answers, private
+from luthier.data.prepare import no_garbage_collection
 from luthier.data.problems import Problems
 from luthier.data.sources import Rows, read_rows
 from luthier.errors import DataError, Problem
@@ -60,7 +61,7 @@ def check_target(file: Path) -> None:
 def write_fixed(settings: DataSettings, file: Path) -> Fixed:
     """Writes the rows of `settings.train` that can be used, as they stand in their files but for these changes.
 
-    Left out: bad rows, exact repeats, empty answers, boilerplate. Masked: keys, addresses and numbers. Nothing that
+    Left out: bad rows, exact repeats (unless `data.duplicates: keep`), empty answers, boilerplate. Masked: keys, addresses and numbers. Nothing that
     needs judgement is changed (answers that contradict, rows that are nearly the same).
 
     Raises DataError: the target exists, or the files are of different formats and make no common file.
@@ -100,28 +101,28 @@ def _write_file(
     out: tuple[IO[str], IO[str]],
 ) -> str:
     """One file's rows; the name of their format."""
-    rows = read_rows(path, drop=True)
     loose = settings.model_copy(update={"bad_rows": "drop"})
-    before = convert(rows, loose)
-    used = _used_columns(rows, before)
-    changed = {source: list(_masked_columns(row, used)) for source, row in rows.rows}
-    rows = replace(rows, rows=[(source, _with(row, changed[source])) for source, row in rows.rows])
-    after = convert(rows, loose)
+    with no_garbage_collection():
+        rows = read_rows(path, drop=True)
+        before = convert(rows, loose)
+        used = _used_columns(rows, before)
+        changed = {source: found for source, row in rows.rows if (found := list(_masked_columns(row, used)))}
+        rows = replace(rows, rows=[(source, _with(row, changed.get(source, []))) for source, row in rows.rows])
+        after = convert(rows, loose) if changed else before
+    result.read += len(rows.rows) + len(rows.dropped)
     conversations = {conversation.source: conversation for conversation in after.conversations}
     rows_file, log = out
     for source, why in sorted(after.dropped.items(), key=lambda item: item[0].number):
-        result.read += source not in changed  # a line that is no row
         _log(log, result, source, "left out", "bad row", why)
     for source, row in rows.rows:
-        result.read += 1
         conversation = conversations.get(source)
         if conversation is None:
             continue
         reason, detail = _why_not(conversation, first)
-        if reason:
+        if reason and (reason != "duplicate" or settings.duplicates == "drop"):
             _log(log, result, source, "left out", reason, detail)
             continue
-        for column, _, kinds in changed[source]:
+        for column, _, kinds in changed.get(source, []):
             for kind in kinds:
                 _log(log, result, source, "masked", kind, f"in `{column}`")
         rows_file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -12,7 +12,7 @@ from luthier.data.look.columns import Schema
 from luthier.data.look.finding import Finding, rows_of
 from luthier.data.look.scripts import Scripts, scripts
 from luthier.data.look.tokens import Measuring, TokenFacts, too_long
-from luthier.data.prepare import fit, gather
+from luthier.data.prepare import fit, gather, no_garbage_collection
 from luthier.data.preview import Lengths, lengths_of
 from luthier.data.render import Example, Renderer
 from luthier.recipe.schema import DataSettings
@@ -64,7 +64,8 @@ def look(settings: DataSettings, *, seed: int, reader: Reader | None = None, kee
     Raises DataError, ModelError or HubError with all problems.
     """
     schema = Schema()
-    data = gather(settings, seed=seed, see=schema.see)
+    with no_garbage_collection():
+        data = gather(settings, seed=seed, see=schema.see)
     findings = checks.run(data)
     with checks.watched(data, "Reading letters") as rows:
         written = scripts(rows)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from luthier.data import preview
 from luthier.data.look.look import Look
-from luthier.data.look.show import SIGNS, facts, places
+from luthier.data.look.show import SIGNS, facts, places, short
 
 
 def write_page(path: Path, look: Look, tokenizer: preview.Tokenizer | None, *, title: str) -> None:
@@ -28,6 +28,7 @@ def write_page(path: Path, look: Look, tokenizer: preview.Tokenizer | None, *, t
         findings=[(finding, SIGNS[finding.weight][0], places(look, finding)) for finding in look.findings],
         facts=list(facts(look)),
         ledger=look.ledger.to_json() if look.ledger else None,
+        short=lambda where: short(look, where),
         unit="tokens" if look.tokens else "characters",
         lengths=lengths,
         highest=max(count for _, _, count in lengths.histogram),
@@ -47,5 +48,5 @@ def _parts(look: Look) -> list[tuple[str, list[tuple[str, int, float]]]]:
     return [
         (title, [(name, count, count / sum(counts.values())) for name, count in counts.items()])
         for title, counts in wholes
-        if counts
+        if len(counts) > 1
     ]

@@ -69,9 +69,12 @@ def fixed(finding: Finding) -> str:
 
 
 def places(look: Look, finding: Finding) -> list[tuple[str, str]]:
-    """Examples, without the file's name where there is only one."""
-    only = f"{look.files[0]['path']}, " if len(look.files) == 1 else ""
-    return [(place.where.replace(only, "") if only else place.where, place.text) for place in finding.places]
+    return [(short(look, place.where), place.text) for place in finding.places]
+
+
+def short(look: Look, where: str) -> str:
+    """A place without the file's name, where there is only one."""
+    return where.replace(f"{look.files[0]['path']}, ", "") if len(look.files) == 1 else where
 
 
 def facts(look: Look) -> Iterator[tuple[str, str]]:

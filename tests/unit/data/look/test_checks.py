@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,21 @@ def test_the_gravest_come_first(read: Read) -> None:
         ("doubt", "conflicts"),
         ("note", "duplicates"),
     ]
+
+
+def test_of_many_rows_each_check_shows_how_far_it_is(
+    read: Read, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "MANY", 3)
+    checks.run(read(*GOOD), [checks.secrets, repeats.near_duplicates])
+    assert capsys.readouterr().out == "Looking for secrets …\nLooking for near duplicates …\n"
+    ticks: list[int] = []
+    data = replace(read(*((f"Question {n}?", f"Answer {n}.") for n in range(2500))), tick=ticks.append)
+    list(answers.empty(data))
+    assert ticks == [1000, 1000, 500]
+    ticks.clear()
+    list(repeats.near_duplicates(data))
+    assert ticks == [2500]
 
 
 def test_plain_text(read: Read) -> None:

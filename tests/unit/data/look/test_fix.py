@@ -146,6 +146,12 @@ def test_files_of_two_formats_make_no_common_file(tmp_path: Path, written: Writt
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
 
 
+def test_duplicates_that_are_to_be_kept_are_kept(tmp_path: Path, written: Written) -> None:
+    file = written(tmp_path / "a.jsonl", ("a", "b"), ("a", "b"))
+    result = write_fixed(settings(file, duplicates="keep"), tmp_path / "clean.jsonl")
+    assert (result.kept, dict(result.changes)) == (2, {})
+
+
 def test_repeats_across_files_are_left_out(tmp_path: Path, written: Written) -> None:
     files = [written(tmp_path / "a.jsonl", ("a", "b")), written(tmp_path / "b.jsonl", ("a", "b"), ("c", "d"))]
     result = write_fixed(DataSettings(train=list(map(str, files))), tmp_path / "clean.jsonl")
