@@ -12,6 +12,7 @@ from driver import finished, luthier, luthier_process
 pytestmark = pytest.mark.real
 
 ROWS = 1_000_000
+MANY = 200_000
 
 
 def test_a_million_rows_with_a_bad_one_at_the_end(tmp_path: Path, tiny_model: Path) -> None:
@@ -29,6 +30,31 @@ def test_a_million_rows_with_a_bad_one_at_the_end(tmp_path: Path, tiny_model: Pa
         2,
         f"✗ {file}, line 1000000: has no `output`\n  → add `output`, or delete the row\n",
     )
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit < 2e9
+
+
+def test_what_is_wrong_with_two_hundred_thousand_rows(tmp_path: Path) -> None:
+    """Nearly all of them alike, so that every row has thousands that it may repeat; read, compared and cleaned."""
+    import resource
+
+    file, clean = tmp_path / "many.jsonl", tmp_path / "clean.jsonl"
+    with file.open("w", encoding="utf-8") as stream:
+        for i in range(MANY):
+            mail = f" (ask luthier{i}@cremona.it)" if i % 20_000 == 7 else ""
+            row = {"instruction": f"What is {i // 2} plus {i // 2}?", "output": f"It is {i}, as everybody knows.{mail}"}
+            stream.write(json.dumps(row) + "\n")
+        stream.write(json.dumps(row) + "\n")
+    done = finished(luthier_process("data", file, "--set", "data.holdout=0", "--fix", clean, "--json"))
+    assert done.status == 0, done.err
+    counts = {finding["name"]: finding["count"] for finding in done.json["findings"]}
+    assert {name: counts[name] for name in ("contacts", "conflicts", "duplicates")} == {
+        "contacts": 10,
+        "conflicts": 100_000,
+        "duplicates": 1,
+    }
+    assert done.json["fixed"]["kept"] == MANY
+    assert done.json["fixed"]["changes"] == {"masked: e-mail address": 10, "left out: duplicate": 1}
     unit = 1 if sys.platform == "darwin" else 1024
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit < 2e9
 

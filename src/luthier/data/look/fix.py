@@ -61,8 +61,8 @@ def check_target(file: Path) -> None:
 def write_fixed(settings: DataSettings, file: Path) -> Fixed:
     """Writes the rows of `settings.train` that can be used, as they stand in their files but for these changes.
 
-    Left out: bad rows, exact repeats (unless `data.duplicates: keep`), empty answers, boilerplate. Masked: keys, addresses and numbers. Nothing that
-    needs judgement is changed (answers that contradict, rows that are nearly the same).
+    Left out: bad rows, exact repeats (unless `data.duplicates: keep`), empty answers, boilerplate. Masked: keys,
+    addresses and numbers. What needs judgement stays: answers that contradict, rows that are nearly the same.
 
     Raises DataError: the target exists, or the files are of different formats and make no common file.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -109,13 +109,11 @@ def verified(
     score: npt.NDArray[Any],
     *,
     text: Callable[[Conversation], str],
-) -> list[Pair]:
+) -> Iterator[Pair]:
     """The proposed pairs whose similarity, measured on their texts, is NEAR or more."""
-    pairs = []
     for index in np.flatnonzero((best >= 0) & (score >= NEAR - MARGIN)).tolist():
         row, other = rows[index], among[int(best[index])]
         ours, theirs = shingles(text(row)), shingles(text(other))
         similarity = len(ours & theirs) / len(ours | theirs)
         if similarity >= NEAR:
-            pairs.append(Pair(row, other, similarity))
-    return pairs
+            yield Pair(row, other, similarity)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import islice
 
 from luthier.data.conversation import Conversation
 from luthier.data.look import near
-from luthier.data.look.finding import PLACES, Finding, Place, excerpt, first_places
+from luthier.data.look.finding import PLACES, Finding, Place, Weight, excerpt, first_places
 from luthier.data.prepare import Gathered
 
 
@@ -55,27 +56,28 @@ def near_duplicates(data: Gathered) -> Iterator[Finding]:
     train = [row for row in data.train if row.source not in repeated]
     signatures = near.sign(map(_text, train), data.tick)
     pairs = near.verified(train, train, *near.earlier(signatures), text=_text)
-    if pairs:
-        yield Finding(
-            "near_duplicates",
-            "doubt",
-            len(pairs),
-            f"rows that nearly repeat an earlier row ({near.NEAR:.0%} or more is the same)",
-            "keep one of each: what stands there twice is learned by heart first",
-            _places(pairs),
-        )
-    leaks = near.verified(
-        data.heldout, train, *near.nearest(near.sign(map(_text, data.heldout), data.tick), signatures), text=_text
+    yield from _found_in(
+        pairs,
+        name="near_duplicates",
+        weight="doubt",
+        what=f"rows that nearly repeat an earlier row ({near.NEAR:.0%} or more is the same)",
+        todo="keep one of each: what stands there twice is learned by heart first",
     )
-    if leaks:
-        yield Finding(
-            "overlap",
-            "problem",
-            len(leaks),
-            f"of {len(data.heldout):,} held-out rows that nearly repeat a trained row: the held-out loss flatters",
-            "delete one of each pair, or hold out a file of other rows (data.heldout)",
-            _places(leaks),
-        )
+    best = near.nearest(near.sign(map(_text, data.heldout), data.tick), signatures)
+    yield from _found_in(
+        near.verified(data.heldout, train, *best, text=_text),
+        name="overlap",
+        weight="problem",
+        what=f"of {len(data.heldout):,} held-out rows that nearly repeat a trained row: the held-out loss flatters",
+        todo="delete one of each pair, or hold out a file of other rows (data.heldout)",
+    )
+
+
+def _found_in(pairs: Iterator[near.Pair], *, name: str, weight: Weight, what: str, todo: str) -> Iterator[Finding]:
+    first = list(islice(pairs, PLACES))
+    count = len(first) + sum(1 for _ in pairs)  # of a million pairs only the number is kept
+    if count:
+        yield Finding(name, weight, count, what, todo, tuple(map(_place, first)))
 
 
 def seen(data: Gathered) -> Iterator[Finding]:
@@ -91,14 +93,9 @@ def seen(data: Gathered) -> Iterator[Finding]:
         )
 
 
-def _places(pairs: Sequence[near.Pair]) -> tuple[Place, ...]:
-    return tuple(
-        Place(
-            f"{pair.row.source}; {pair.other.source}",
-            f"{pair.similarity:.0%}: {excerpt(_text(pair.row), 40)} | {excerpt(_text(pair.other), 40)}",
-        )
-        for pair in pairs[:PLACES]
-    )
+def _place(pair: near.Pair) -> Place:
+    ours, theirs = (excerpt(_text(row), 40) for row in (pair.row, pair.other))
+    return Place(f"{pair.row.source}; {pair.other.source}", f"{pair.similarity:.0%}: {ours} | {theirs}")
 
 
 def _text(row: Conversation) -> str:
