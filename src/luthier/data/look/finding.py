@@ -30,7 +30,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of thing, found in `count` rows (or prompts, or answers: `what` says which).
+    """One kind of thing, found `count` times. `what` begins with what is counted: rows, answers, prompts.
 
     `todo` is what to do next. `fix` is what `--fix` does about it, "" if it needs a person.
     """
@@ -42,6 +42,11 @@ class Finding:
     todo: str
     places: tuple[Place, ...] = ()
     fix: str = ""
+
+    @property
+    def title(self) -> str:
+        """`what` as a heading, which reads well beside any count."""
+        return self.what[0].upper() + self.what[1:]
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "places": [asdict(place) for place in self.places]}

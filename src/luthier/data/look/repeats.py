@@ -68,7 +68,7 @@ def near_duplicates(data: Gathered) -> Iterator[Finding]:
         near.verified(data.heldout, train, *best, text=_text),
         name="overlap",
         weight="problem",
-        what=f"of {len(data.heldout):,} held-out rows that nearly repeat a trained row: the held-out loss flatters",
+        what=f"held-out rows (of {len(data.heldout):,}) that nearly repeat a trained row: the held-out loss flatters",
         todo="delete one of each pair, or hold out a file of other rows (data.heldout)",
     )
 

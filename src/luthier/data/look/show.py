@@ -41,7 +41,7 @@ def _show_findings(look: Look) -> None:
     grid.add_column(overflow="fold")
     for finding in look.findings:
         sign, style = SIGNS[finding.weight]
-        text = Text(finding.what, "bold")
+        text = Text(finding.title, "bold")
         text.append(f"\n→ {finding.todo}{fixed(finding)}", "not bold")
         for where, excerpt in places(look, finding):
             text.append(f"\n{where}  {excerpt}", "not bold dim")

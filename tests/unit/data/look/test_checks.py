@@ -112,7 +112,7 @@ def test_held_out_rows_that_are_also_trained(read: Read, written: Callable[..., 
         "overlap",
         "problem",
         1,
-        "of 2 held-out rows that nearly repeat a trained row: the held-out loss flatters",
+        "held-out rows (of 2) that nearly repeat a trained row: the held-out loss flatters",
         "delete one of each pair, or hold out a file of other rows (data.heldout)",
         (
             Place(

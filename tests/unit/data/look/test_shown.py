@@ -48,13 +48,13 @@ def test_the_terminal(file: Path, capsys: pytest.CaptureFixture[str], monkeypatc
         f"Data {file}: 5 rows, alpaca (jsonl, utf-8). 100% sure: every row has instruction and output",
         "",
         "What was found",
-        "✗ 1 rows with what looks like an e-mail address or a number of a person",
+        "✗ 1 Rows with what looks like an e-mail address or a number of a person",
         "    → take them out, unless they are public: a model recites what it was trained on (--fix: masked)",
         "    line 4  e-mail address: zhe…",
-        "! 1 prompts with several different answers",
+        "! 1 Prompts with several different answers",
         "    → keep the best answer of each; where all are good, the model learns to vary",
         "    line 1; line 3  2 answers: Who are you?",
-        "· 1 rows that repeat an earlier row exactly",
+        "· 1 Rows that repeat an earlier row exactly",
         "    → nothing: training leaves them out, unless data.duplicates: keep (--fix: left out)",
         "    line 2  as line 1: Who are you? I make violins.",
         "",
@@ -108,11 +108,11 @@ def test_the_page_escapes_everything_and_needs_nothing_else(file: Path, tmp_path
     assert "&lt;i&gt; (not used): number" in body
     assert not re.search(r"https?:|src=|href=|@import|url\(", html)
     assert "\x1b" not in html and "zhen@" not in html and "prefers-color-scheme: dark" in html
-    findings = re.findall(r'<div class="finding (\w+)">\n<p><span class="sign">(.)</span> <strong>(.*?)</strong>', body)
+    findings = re.findall(r'<div class="finding (\w+)">\n<p><span class="sign">(.)</span> <strong>(.*?)</p>', body)
     assert findings == [
-        ("problem", "✗", "1 rows with what looks like an e-mail address or a number of a person"),
-        ("doubt", "!", "1 prompts with several different answers"),
-        ("note", "·", "1 rows that repeat an earlier row exactly"),
+        ("problem", "✗", "1</strong> Rows with what looks like an e-mail address or a number of a person"),
+        ("doubt", "!", "1</strong> Prompts with several different answers"),
+        ("note", "·", "1</strong> Rows that repeat an earlier row exactly"),
     ]
 
 
