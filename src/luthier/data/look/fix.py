@@ -162,9 +162,9 @@ def _masked_columns(row: dict[str, Any], used: set[str]) -> Iterator[Change]:
 def _masked(value: Any, kinds: list[str]) -> Any:
     """The same value with every text in it masked."""
     if isinstance(value, str):
-        found = private.hits(value)
-        kinds += (hit.kind for hit in found)
-        return private.replaced(value) if found else value
+        text, found = private.replaced(value)
+        kinds += found
+        return text
     if isinstance(value, list):
         return [_masked(item, kinds) for item in value]
     if isinstance(value, dict):

@@ -58,7 +58,7 @@ SECRETS = (
     ),
     Pattern("cloud access key", ("AKIA", "ASIA"), _word(r"(?:AKIA|ASIA)[0-9A-Z]{16}")),
     Pattern("cloud access key", ("LTAI", "AKID"), _word(r"LTAI[A-Za-z0-9]{12,30}", r"AKID[A-Za-z0-9]{28,40}")),
-    Pattern("API key", ("sk-",), _word(r"sk-(?:[a-z]+-)*[A-Za-z0-9_-]{20,}")),
+    Pattern("API key", ("sk-",), re.compile(r"(?<![A-Za-z0-9_-])sk-(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{20,}")),
     Pattern("API key", ("AIza",), _word(r"AIza[0-9A-Za-z_-]{35}")),
     Pattern("API key", ("_live_", "_test_"), _word(r"[sr]k_(?:live|test)_[0-9a-zA-Z]{20,}")),
     Pattern(
@@ -125,17 +125,22 @@ def _found(text: str, patterns: tuple[Pattern, ...]) -> Iterator[Hit]:
 
 def masked(text: str) -> str:
     """Of each only the first three characters: `zhe…`."""
-    return _rewritten(text, lambda hit: f"{text[hit.start : min(hit.start + 3, hit.end)]}…")
+    return _rewritten(text, lambda hit, found: f"{found[:3]}…")[0]
 
 
-def replaced(text: str) -> str:
-    """Each as its kind: `[e-mail address]`."""
-    return _rewritten(text, lambda hit: f"[{hit.kind}]")
+def replaced(text: str) -> tuple[str, list[str]]:
+    """Each as its kind, `[e-mail address]`, and the kinds in the order in which they were replaced."""
+    return _rewritten(text, lambda hit, found: f"[{hit.kind}]")
 
 
-def _rewritten(text: str, write: Callable[[Hit], str]) -> str:
-    parts, at = [], 0
-    for hit in hits(text):
-        parts += [text[at : hit.start], write(hit)]
-        at = hit.end
-    return "".join([*parts, text[at:]])
+def _rewritten(text: str, write: Callable[[Hit, str], str]) -> tuple[str, list[str]]:
+    """Again until nothing is found: what stood against a key may be seen only once that is gone."""
+    kinds: list[str] = []
+    while found := hits(text):
+        parts, at = [], 0
+        for hit in found:
+            parts += [text[at : hit.start], write(hit, text[hit.start : hit.end])]
+            at = hit.end
+        text = "".join([*parts, text[at:]])
+        kinds += (hit.kind for hit in found)
+    return text, kinds

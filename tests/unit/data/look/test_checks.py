@@ -155,10 +155,10 @@ def test_secrets_and_contacts_are_counted_in_rows_and_shown_masked(read: Read) -
 
 def test_no_finding_shows_a_secret(read: Read) -> None:
     """Every check that shows rows, on rows that are nothing but secrets."""
-    rows = [(f"{KEY} zhen@gong.cn?", f"{KEY} {n} 作为一个人工智能 锟斤拷 sk-{'x' * 30}") for n in (1, 2, 2)]
+    rows = [(f"{KEY} zhen@gong.cn?", f"{KEY} {n} 作为一个人工智能 锟斤拷 sk-{'x1' * 15}") for n in (1, 2, 2)]
     found = checks.run(read(*rows, (KEY, KEY), *GOOD))
     assert {finding.name for finding in found} >= {"duplicates", "conflicts", "boilerplate", "echoes", "secrets"}
-    assert KEY[:12] not in repr(found) and "zhen@gong" not in repr(found) and "xxxx" not in repr(found)
+    assert KEY[:12] not in repr(found) and "zhen@gong" not in repr(found) and "x1x1" not in repr(found)
 
 
 def test_an_excerpt_is_one_line_without_control_characters() -> None:
