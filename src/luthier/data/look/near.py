@@ -2,7 +2,8 @@
 
 Similarity is that of Jaccard, over pieces of 3 characters (Chinese, Japanese) or 5 (elsewhere), blind to case, spaces
 and punctuation. 0.8 is about one character in 30 that differs. Signatures come from rensa (Rust, MIT, 0.4 MB, no
-dependencies): 11 µs a row of 57 characters, where datasketch took 174 and brings scipy. A million rows: 40 s and 0.3 GB, comparisons included.
+dependencies): 11 µs a row of 57 characters, where datasketch took 174 and brings scipy. A million rows take 40 s
+and 0.3 GB, comparisons included.
 """
 
 from __future__ import annotations
