@@ -316,7 +316,8 @@ def test_data(shop: Workplace) -> None:
     done = luthier("data", shop.rows, "-m", shop.model, "--system", SYSTEM, "--html", page, "--rows", 1, "--json")
     assert done.status == 0, done.err
     found = done.json
-    assert found.keys() == {"ok", "files", "ledger", "lengths"}
+    facts = {"schema", "findings", "scripts", "characters", "ledger", "lengths", "roles", "prefix"}
+    assert found.keys() == {"ok", "files", *facts}
     assert [(file["path"], file["format"], file["rows"]) for file in found["files"]] == [(str(shop.rows), "alpaca", 24)]
     assert [found["ledger"][key] for key in ("read", "used", "heldout")] == [24, 23, 1]
     assert "«I·make·violins·in·Cremona.<|im_end|>»" in done.err

@@ -25,7 +25,7 @@ SURFACE = {
     "demo": ["--set", "--fresh", "--json"],
     "doctor": ["--json"],
     "fetch": ["REF", "--data", "--revision", "--code", "--json"],
-    "data": ["REF", "--model -m", "--system", "--format", "--set", "--rows", "--html", "--json"],
+    "data": ["REF", "--model -m", "--system", "--format", "--set", "--rows", "--html", "--fix", "--json"],
     "train": ["[RECIPE]", "--set", "--fresh", "--help-recipe", "--json"],
     "eval": ["RUN", "--json"],
     "chat": ["REF", "--prompt -p", "--compare", "--system", "--max-new-tokens", "--temperature", "--top-p", "--json"],

@@ -8,11 +8,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from driver import luthier, luthier_process
+from driver import Done, luthier, luthier_process
 
 pytestmark = pytest.mark.real
 
 ROWS = 1_000_000
+MANY = 200_000
+
+
+def measured(*arguments: object) -> tuple[Done, int]:
+    """What the command did, and the most bytes that it held: of this one process, not of any before it."""
+    process = luthier_process(*arguments)
+    assert process.stdout and process.stderr
+    out, err = process.stdout.read(), process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return Done(process.returncode, out, err), usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def test_a_million_rows_with_a_bad_one_at_the_end(tmp_path: Path, tiny_model: Path) -> None:
@@ -23,18 +34,34 @@ def test_a_million_rows_with_a_bad_one_at_the_end(tmp_path: Path, tiny_model: Pa
             row = {"instruction": f"What is {i} plus {i}?", "output": f"It is {2 * i}, as everybody knows."}
             stream.write(json.dumps(row) + "\n")
         stream.write('{"instruction": "x"}\n')
-    process = luthier_process("data", file, "-m", tiny_model)
-    assert process.stdout and process.stderr
-    process.stdout.read()
-    error = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)  # of this one process: RUSAGE_CHILDREN is the most of any that was
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert (process.returncode, error) == (
+    done, peak = measured("data", file, "-m", tiny_model)
+    assert (done.status, done.err) == (
         2,
         f"✗ {file}, line 1000000: has no `output`\n  → add `output`, or delete the row\n",
     )
-    unit = 1 if sys.platform == "darwin" else 1024
-    assert usage.ru_maxrss * unit < 2e9
+    assert peak < 2e9
+
+
+def test_what_is_wrong_with_two_hundred_thousand_rows(tmp_path: Path) -> None:
+    """Nearly all of them alike, so that every row has thousands that it may repeat; read, compared and cleaned."""
+    file, clean = tmp_path / "many.jsonl", tmp_path / "clean.jsonl"
+    with file.open("w", encoding="utf-8") as stream:
+        for i in range(MANY):
+            mail = f" (ask luthier{i}@cremona.it)" if i % 20_000 == 7 else ""
+            row = {"instruction": f"What is {i // 2} plus {i // 2}?", "output": f"It is {i}, as everybody knows.{mail}"}
+            stream.write(json.dumps(row) + "\n")
+        stream.write(json.dumps(row) + "\n")
+    done, peak = measured("data", file, "--set", "data.holdout=0", "--fix", clean, "--json")
+    assert done.status == 0, done.err
+    counts = {finding["name"]: finding["count"] for finding in done.json["findings"]}
+    assert {name: counts[name] for name in ("contacts", "conflicts", "duplicates")} == {
+        "contacts": 10,
+        "conflicts": 100_000,
+        "duplicates": 1,
+    }
+    assert done.json["fixed"]["kept"] == MANY
+    assert done.json["fixed"]["changes"] == {"masked: e-mail address": 10, "left out: duplicate": 1}
+    assert peak < 2e9
 
 
 def test_a_row_of_ten_megabytes(tmp_path: Path, tiny_model: Path) -> None:

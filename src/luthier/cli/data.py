@@ -1,4 +1,4 @@
-"""`luthier data`: what a file becomes, before anything is trained."""
+"""`luthier data`: what a file holds and becomes, before anything is trained."""
 
 from __future__ import annotations
 
@@ -9,47 +9,63 @@ import typer
 
 from luthier import console
 
+PAGE_ROWS = 20  # as tokens, on the page
+
 
 def data(
     ref: Annotated[str, typer.Argument(help="A file, a hub data set (ms:…, hf:…) or an https:// address.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="Whose tokenizer and template to use.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Whose tokens to count and show.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt for rows that have none.")] = None,
     format: Annotated[str, typer.Option(help="auto, alpaca, sharegpt, messages, prompt_completion or text.")] = "auto",
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Any setting: data.too_long=error")] = None,
     rows: Annotated[int, typer.Option(help="Rows to show as tokens.", min=0)] = 3,
     html: Annotated[Path | None, typer.Option(help="Write a page as well.")] = None,
+    fix: Annotated[Path | None, typer.Option(help="Write the cleaned rows to this file, with a log beside it.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
-    """Look at data: its format, the ledger of all rows, lengths. And rows as tokens, coloured where trained."""
+    """Look at data: what is wrong and what to do. With a model also lengths, and the tokens coloured where trained."""
     if json:
         console.use_json()
     from luthier.data import preview
-    from luthier.data.prepare import pick_max_length, prepare
-    from luthier.model.load import context_length
+    from luthier.data.look import fix as fixing
+    from luthier.data.look.look import look
+    from luthier.data.look.show import show
     from luthier.recipe.load import with_overrides
-    from luthier.training.job import describe, open_model, show_data
 
-    raw: dict[str, Any] = {"model": model, "data": {"train": ref, "system": system, "format": format}, "output": "-"}
+    bad_rows = {"bad_rows": "drop"} if fix else {}
+    raw: dict[str, Any] = {
+        "model": model or "-",
+        "data": {"train": ref, "system": system, "format": format, **bad_rows},
+        "output": "-",
+    }
     recipe = with_overrides(raw, overrides or [], "luthier data")
-    base, renderer = open_model(recipe, {})
-    longest = pick_max_length(recipe.data, context_length(base.path)).value
-    prepared = prepare(recipe.data, renderer, max_length=longest, seed=recipe.train.seed)
-    show_data(prepared)
-    lengths = preview.measure(prepared.train)
-    preview.show_lengths(lengths)
-    if rows:
-        preview.show_rows(prepared.train, renderer.tokenizer, rows=rows)
+    if fix:
+        fixing.check_target(fix)
+    reader = _reader(recipe) if model else None
+    found = look(recipe.data, seed=recipe.train.seed, reader=reader, keep=max(rows, PAGE_ROWS if html else 0))
+    if found.unused_columns:
+        console.warn(f"columns that are not used: {', '.join(map(preview.printable, found.unused_columns))}")
+    show(found)
+    tokenizer = reader.renderer.tokenizer if reader else None
+    if tokenizer and rows:
+        preview.show_rows(found.first, tokenizer, rows=rows)
     if html is not None:
-        preview.write_html(
-            html,
-            prepared.train,
-            renderer.tokenizer,
-            title=ref,
-            facts=[*((file["path"], describe(file)) for file in prepared.files), ("model", model)],
-            lengths=lengths,
-            ledger=prepared.ledger.to_json(),
-        )
-        console.say(f"page     {html}")
-    console.result(
-        {"ok": True, "files": prepared.files, "ledger": prepared.ledger.to_json(), "lengths": lengths.to_json()}
-    )
+        from luthier.data.look.page import write_page
+
+        write_page(html, found, tokenizer, title=ref)
+        console.say(f"Page  {html}")
+    fixed = fixing.write_fixed(recipe.data, fix) if fix else None
+    if fixed:
+        console.say(f"Fixed {fixed.file}: {fixed.kept:,} of {fixed.read:,} rows, every change in {fixed.log}")
+    console.result({"ok": True, **found.to_json(), **({"fixed": fixed.to_json()} if fixed else {})})
+
+
+def _reader(recipe: Any) -> Any:
+    from luthier.data.look.look import Reader
+    from luthier.data.prepare import pick_max_length
+    from luthier.model.load import context_length
+    from luthier.training.job import open_model
+
+    base, renderer = open_model(recipe, {})
+    context = context_length(base.path)
+    return Reader(renderer, pick_max_length(recipe.data, context).value, context)

@@ -29,12 +29,14 @@ class Converted:
     """`unused`: columns, and fields of turns, that the format does not read. To be shown to the user once.
 
     `dropped`: rows that are no conversation, and why; empty unless `data.bad_rows: drop`.
+    `fits`: for each format that was considered, how many rows have the columns it needs.
     """
 
     format: Choice[str]
     conversations: list[Conversation]
     unused: list[str]
     dropped: dict[Source, str] = field(default_factory=dict)
+    fits: dict[str, int] = field(default_factory=dict)
 
 
 def convert(rows: Rows, settings: DataSettings) -> Converted:
@@ -46,7 +48,7 @@ def convert(rows: Rows, settings: DataSettings) -> Converted:
     if not rows.rows:  # all were dropped
         return Converted(Choice("none", "no row can be used"), [], [], rows.dropped)
     columns = Counter(column for _, row in rows.rows for column in row)
-    choice = _choose(columns, rows, settings)
+    choice, fits = _choose(columns, rows, settings)
     chosen = FORMATS[choice.value]
     names = _names(chosen, settings.columns)
     problems = Problems(str(rows.path), settings.bad_rows == "drop", dict(rows.dropped))
@@ -62,7 +64,7 @@ def convert(rows: Rows, settings: DataSettings) -> Converted:
         if source not in problems.dropped:
             conversations.append(Conversation(messages, source))
     problems.raise_any()
-    return Converted(choice, conversations, list(unused), problems.dropped)
+    return Converted(choice, conversations, list(unused), problems.dropped, fits)
 
 
 # ---------------------------------------------------------------- reading one row
@@ -268,8 +270,8 @@ FORMATS: dict[str, Format] = {
 # ---------------------------------------------------------------- which format
 
 
-def _choose(columns: Counter[str], rows: Rows, settings: DataSettings) -> Choice[str]:
-    """The format the recipe names, else the one whose required columns stand in most rows."""
+def _choose(columns: Counter[str], rows: Rows, settings: DataSettings) -> tuple[Choice[str], dict[str, int]]:
+    """The format the recipe names, else the one whose required columns stand in most rows; and how many those are."""
     _check_mapping(columns, settings)
     allowed = [settings.format] if settings.format != "auto" else list(FORMATS)
     allowed = [name for name in allowed if settings.columns.keys() <= set(FORMATS[name].fields)]
@@ -279,12 +281,12 @@ def _choose(columns: Counter[str], rows: Rows, settings: DataSettings) -> Choice
         raise DataError(_nothing_fits(columns, rows, settings, allowed))
     best = max(fitting, key=lambda name: filled[name])
     if settings.format != "auto":
-        return Choice(best, "set by data.format")
+        return Choice(best, "set by data.format"), filled
     total = len(rows.rows)
     share = "every row has" if filled[best] == total else f"{filled[best]:,} of {total:,} rows have"
     also = "".join(f"; {name} would fit too" for name in fitting if name != best)
     needed = " and ".join(_names(FORMATS[best], settings.columns)[name] for name in FORMATS[best].required)
-    return Choice(best, f"{share} {needed}{also}")
+    return Choice(best, f"{share} {needed}{also}"), {name: filled[name] for name in fitting}
 
 
 def _names(chosen: Format, mapping: dict[str, str]) -> dict[str, str]:

@@ -23,7 +23,8 @@ class Entry:
     """How one row ended.
 
     `reason` is the same text for all rows of a kind ("longer than 4096 tokens"); `detail` is this row's own
-    ("5,120 tokens"). `cut`: the row is used or held out without the left end of its prompt.
+    ("5,120 tokens"). `cut`: the row is used or held out without the left end of its prompt. `too_long`: its tokens,
+    where they are more than `data.max_length`.
     """
 
     source: Source
@@ -31,6 +32,7 @@ class Entry:
     reason: str = ""
     detail: str = ""
     cut: bool = False
+    too_long: int | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -121,6 +123,9 @@ class Ledger:
             places = "\n".join(_place(entry) for entry in entries)
             rows.append((name, f"{counted[outcome, cut, reason]:,}", reason, places))
         console.table(("rows", "count", "why", "for example"), rows, title="Ledger")
+
+    def warn(self) -> None:
+        """Prompts with several answers."""
         if self.conflicts:
             first = self.conflicts[0]
             places = ", ".join(map(str, first.sources[:EXAMPLES_PER_REASON]))

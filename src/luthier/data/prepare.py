@@ -6,24 +6,26 @@ import contextlib
 import gc
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from luthier import console
 from luthier.choice import Choice
 from luthier.data import served
 from luthier.data.conversation import Conversation, Message, Source
-from luthier.data.formats import convert
+from luthier.data.formats import Converted, convert
 from luthier.data.ledger import Entry, Ledger, Outcome
 from luthier.data.render import Example, Renderer
-from luthier.data.sources import read_rows
-from luthier.data.split import find_duplicates, split, unseen
+from luthier.data.sources import Rows, read_rows
+from luthier.data.split import Duplicates, find_duplicates, split, unseen
 from luthier.data.tokens import tokenize
 from luthier.errors import DataError, Problem, all_of
 from luthier.hub.cache import cache_dir
 from luthier.hub.fetch import fetch_data
 from luthier.recipe.schema import DataSettings
 
+LARGE = 50_000_000  # bytes from which on reading takes seconds, so that something is said before
 LONGEST = 4096  # tokens; longer only when asked for, since memory grows with it
 
 
@@ -62,11 +64,38 @@ def pick_max_length(settings: DataSettings, context_length: int | None) -> Choic
     return Choice(settings.max_length, "the recipe asks for it")
 
 
-def prepare(settings: DataSettings, renderer: Renderer, *, max_length: int, seed: int) -> Prepared:
-    """Reads, converts, splits and renders the rows. Raises DataError, ModelError or HubError with all problems."""
-    references = [settings.train] if isinstance(settings.train, str) else settings.train
+@dataclass(frozen=True)
+class Gathered:
+    """Rows read, told apart and split, before any is tokens.
+
+    `duplicates`: every repeat and conflict of the training rows, whatever `data.duplicates` makes of them.
+    `dropped`: bad rows and what is wrong with them. `seen`: held-out rows left out, as their prompt is in training.
+    `tick`: told how many rows were gone through, by who takes long to.
+    """
+
+    train: list[Conversation]
+    heldout: list[Conversation]
+    duplicates: Duplicates
+    dropped: list[tuple[Source, str]]
+    seen: list[Conversation]
+    ledger: Ledger
+    files: list[dict[str, Any]]
+    unused_columns: list[str]
+    tick: Callable[[int], None] = field(default=lambda rows: None, compare=False)
+
+
+See = Callable[[Rows, Converted], None]
+
+
+def gather(settings: DataSettings, *, seed: int, see: See = lambda rows, converted: None) -> Gathered:
+    """Reads, converts and splits the rows. `see` is shown each training file as it stands.
+
+    Raises DataError or HubError with all problems.
+    """
+    references = _references(settings)
     (conversations, files, unused, dropped), (own_heldout, heldout_files, _, bad) = all_of(
-        lambda: _read(references, settings), lambda: _read([settings.heldout] if settings.heldout else [], settings)
+        lambda: _read(references, settings, see),
+        lambda: _read([settings.heldout] if settings.heldout else [], settings, lambda rows, converted: None),
     )
 
     repeats = find_duplicates(conversations)
@@ -82,35 +111,68 @@ def prepare(settings: DataSettings, renderer: Renderer, *, max_length: int, seed
         for conversation, first in repeats.repeats:
             place = f"{first.unit} {first.number}" if first.file == conversation.source.file else str(first)
             ledger.add(Entry(conversation.source, "duplicate", "repeats an earlier row", f"as {place}"))
+    seen: list[Conversation] = []
     if settings.heldout:
         train, (heldout, seen) = conversations, unseen(own_heldout, conversations)
         for conversation in seen:
             ledger.add(Entry(conversation.source, "dropped", "a held-out row whose prompt is also in training"))
     else:
         train, heldout = split(conversations, settings.holdout, seed)
+    return Gathered(train, heldout, repeats, [*dropped, *bad], seen, ledger, files + heldout_files, unused)
 
-    fit = _Fit(renderer, settings, max_length, ledger)
-    rendered = tokenize(renderer, [*train, *heldout], settings.train_on, cache_dir() / "tokens")
-    train_examples = fit.examples(train, rendered[: len(train)], "used")
-    heldout_examples = fit.examples(heldout, rendered[len(train) :], "heldout")
-    fit.raise_any()
-    ledger.check()
-    served.check(renderer, train_examples, settings.train_on)
-    if not train_examples:
-        raise DataError(_nothing_left(references, ledger))
+
+Fitted = tuple[Conversation, list[Example]]
+"""A row that stays, with its sequences."""
+
+
+def fit(
+    gathered: Gathered, settings: DataSettings, renderer: Renderer, max_length: int
+) -> Iterator[tuple[list[Fitted], list[Fitted]]]:
+    """Part by part, the rows to train and those held out, as tokens that are not too long.
+
+    Each row's outcome goes into the ledger, which is checked at the end. Raises DataError or ModelError.
+    """
+    fitting = _Fit(renderer, settings, max_length, gathered.ledger)
+    every = [*gathered.train, *gathered.heldout]
+    start = 0
+    for rendered in tokenize(renderer, every, settings.train_on, cache_dir() / "tokens"):
+        border = max(0, len(gathered.train) - start)
+        part = every[start : start + len(rendered)]
+        start += len(rendered)
+        train = fitting.examples(part[:border], rendered[:border], "used")
+        yield train, fitting.examples(part[border:], rendered[border:], "heldout")
+    fitting.raise_any()
+    gathered.ledger.check()
+    if not gathered.ledger.counts()["used"]:
+        raise DataError(_nothing_left(_references(settings), gathered.ledger))
+
+
+def prepare(settings: DataSettings, renderer: Renderer, *, max_length: int, seed: int) -> Prepared:
+    """The whole way. Raises DataError, ModelError or HubError with all problems."""
+    gathered = gather(settings, seed=seed)
+    train: list[Fitted] = []
+    heldout: list[Fitted] = []
+    for some, others in fit(gathered, settings, renderer, max_length):
+        train += some
+        heldout += others
+    served.check(renderer, train, settings.train_on)
     return Prepared(
-        train=[example for _, some in train_examples for example in some],
-        heldout=[some for _, some in heldout_examples],
-        heldout_conversations=[conversation for conversation, _ in heldout_examples],
-        ledger=ledger,
-        files=files + heldout_files,
-        unused_columns=unused,
-        rows=len(train_examples),
+        train=[example for _, examples in train for example in examples],
+        heldout=[examples for _, examples in heldout],
+        heldout_conversations=[conversation for conversation, _ in heldout],
+        ledger=gathered.ledger,
+        files=gathered.files,
+        unused_columns=gathered.unused_columns,
+        rows=len(train),
     )
 
 
+def _references(settings: DataSettings) -> list[str]:
+    return [settings.train] if isinstance(settings.train, str) else settings.train
+
+
 def _read(
-    references: Sequence[str], settings: DataSettings
+    references: Sequence[str], settings: DataSettings, see: See
 ) -> tuple[list[Conversation], list[dict[str, Any]], list[str], list[tuple[Source, str]]]:
     """Conversations, facts of the files, unused columns, and bad rows with what is wrong with them."""
     conversations: list[Conversation] = []
@@ -119,8 +181,11 @@ def _read(
     unused: dict[str, None] = {}
     problems: list[Problem] = []
     for path in [path for reference in references for path in fetch_data(reference)]:
+        size = path.stat().st_size if path.is_file() else 0
+        if size > LARGE:
+            console.say(f"Reading {path} ({size / 1e6:,.0f} MB) …")
         try:
-            with _no_garbage_collection():
+            with no_garbage_collection():
                 rows = read_rows(path, drop=settings.bad_rows == "drop")
                 converted = convert(rows, settings)
         except DataError as error:
@@ -129,6 +194,7 @@ def _read(
         conversations += converted.conversations
         dropped += converted.dropped.items()
         unused.update(dict.fromkeys(converted.unused))
+        see(rows, converted)
         fact = {"path": str(path), "sha256": rows.sha256, "kind": rows.kind, "encoding": rows.encoding}
         files.append(
             {
@@ -144,7 +210,7 @@ def _read(
 
 
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Of a million new objects none is garbage; looking for it again and again took a third of the time."""
     was_on = gc.isenabled()
     gc.disable()
@@ -164,7 +230,7 @@ class _Fit:
 
     def examples(
         self, conversations: list[Conversation], rendered: list[list[Example]], outcome: Outcome
-    ) -> list[tuple[Conversation, list[Example]]]:
+    ) -> list[Fitted]:
         """The conversations that stay, with their sequences."""
         kept = []
         for conversation, examples in zip(conversations, rendered, strict=True):
@@ -188,9 +254,10 @@ class _Fit:
             cut = self._cut(row, examples)
             if cut:
                 detail = f"{longest:,} tokens"
-                return cut, Entry(row.source, outcome, f"prompt cut to {self.max_length:,} tokens", detail, cut=True)
+                reason = f"prompt cut to {self.max_length:,} tokens"
+                return cut, Entry(row.source, outcome, reason, detail, cut=True, too_long=longest)
             too_long = f"{too_long}, and no question fits before its answer"
-        return [], Entry(row.source, "dropped", too_long, f"{longest:,} tokens")
+        return [], Entry(row.source, "dropped", too_long, f"{longest:,} tokens", too_long=longest)
 
     def _cut(self, row: Conversation, examples: list[Example]) -> list[Example]:
         """The row with the left of its prompt taken away: first whole earlier turns, then the start of the question.

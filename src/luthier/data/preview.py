@@ -1,6 +1,6 @@
 """What the model will see: rows as tokens, marked where they are trained, and how long they are.
 
-For the terminal (`show_lengths`, `show_rows`) and as one self-contained page (`write_html`).
+`look/page.py` shows the same pieces on a page.
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier import console
 from luthier.data.conversation import Source
+from luthier.data.look import private
 from luthier.data.render import IGNORE
-from luthier.secrets import masked
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -67,14 +66,20 @@ class Lengths:
 
 def measure(examples: Sequence[Tokens]) -> Lengths:
     """Lengths and labelled tokens of at least one example."""
-    sizes = sorted(len(example.input_ids) for example in examples)
-    percentiles = {f"p{p}": sizes[-(-len(sizes) * p // 100) - 1] for p in (50, 90, 95, 99)}
+    sizes = [len(example.input_ids) for example in examples]
+    return lengths_of(sizes, sum(len(example.labels) - example.labels.count(IGNORE) for example in examples))
+
+
+def lengths_of(sizes: Sequence[int], labelled: int) -> Lengths:
+    """The same from at least one length, and how many tokens of all are trained."""
+    ordered = sorted(sizes)
+    percentiles = {f"p{p}": ordered[-(-len(ordered) * p // 100) - 1] for p in (50, 90, 95, 99)}
     return Lengths(
-        rows=len(sizes),
-        tokens=sum(sizes),
-        labelled=sum(len(example.labels) - example.labels.count(IGNORE) for example in examples),
-        percentiles={**percentiles, "max": sizes[-1]},
-        histogram=_histogram(sizes),
+        rows=len(ordered),
+        tokens=sum(ordered),
+        labelled=labelled,
+        percentiles={**percentiles, "max": ordered[-1]},
+        histogram=_histogram(ordered),
     )
 
 
@@ -113,7 +118,26 @@ def pieces(example: Tokens, tokenizer: Tokenizer) -> list[Piece]:
             text = " " + text
         found.append(Piece(example.input_ids[start:end], names[start:end], text, trained))
         start = end
-    return found
+    return _blotted(found)
+
+
+def _blotted(found: list[Piece]) -> list[Piece]:
+    """Keys, addresses and numbers as dots: a page of rows is sent to others."""
+    hits = private.hits("".join(piece.text for piece in found))
+    blotted, start = [], 0
+    for piece in found:
+        end = start + len(piece.text)
+        text = (
+            "".join(
+                "•" if any(hit.start <= at < hit.end for hit in hits) else character
+                for at, character in enumerate(piece.text, start)
+            )
+            if any(hit.start < end and start < hit.end for hit in hits)
+            else piece.text
+        )
+        blotted.append(piece if text == piece.text else Piece([], [], text, piece.trained))
+        start = end
+    return blotted
 
 
 def _character_end(example: Tokens, start: int, tokenizer: Tokenizer) -> tuple[int, str]:
@@ -140,6 +164,13 @@ def visible(text: str) -> str:
     return "".join(map(_visible, text))
 
 
+def printable(text: str) -> str:
+    """Text on one line, its control characters as codes."""
+    return "".join(
+        _visible(c) if unicodedata.category(c)[0] == "C" and c != "\n" else c for c in " ".join(text.split())
+    )
+
+
 def _visible(character: str) -> str:
     signs = {" ": "·", "\n": "↵\n", "\t": "⇥", "\r": "␍"}
     if character in signs:
@@ -152,13 +183,13 @@ def _visible(character: str) -> str:
 # ---------------------------------------------------------------- terminal
 
 
-def show_lengths(lengths: Lengths) -> None:
+def show_lengths(lengths: Lengths, *, unit: str = "tokens") -> None:
     """Percentiles, the trained share, and a histogram of bars."""
     percentiles = [f"{value:,}" for value in lengths.percentiles.values()]
     console.table(
-        ("rows", "tokens", "trained", *lengths.percentiles),
+        ("rows", unit, "trained", *lengths.percentiles),
         [(f"{lengths.rows:,}", f"{lengths.tokens:,}", f"{lengths.labelled_share:.1%}", *percentiles)],
-        title="Length in tokens",
+        title=f"Length in {unit}",
     )
     highest = max(count for _, _, count in lengths.histogram)
     width = len(f"{lengths.histogram[-1][1]:,}")
@@ -206,34 +237,3 @@ def _ends(shown: Sequence[Piece], most: int) -> Iterator[Piece | None]:
     yield from shown[:head]
     yield None
     yield from shown[len(shown) - (most - head) :]
-
-
-# ---------------------------------------------------------------- page
-
-
-def write_html(
-    path: Path,
-    examples: Sequence[Tokens],
-    tokenizer: Tokenizer,
-    *,
-    title: str,
-    facts: Sequence[tuple[str, str]],
-    lengths: Lengths,
-    ledger: dict[str, Any],
-    rows: int = 20,
-) -> None:
-    """One self-contained page: facts, ledger (`Ledger.to_json()`), lengths, and the first rows as tokens."""
-    from jinja2 import Environment, StrictUndefined
-
-    template = Path(__file__).with_name("preview.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(template).render(
-        title=title,
-        facts=facts,
-        ledger=ledger,
-        lengths=lengths,
-        highest=max(count for _, _, count in lengths.histogram),
-        rows=[(example, pieces(example, tokenizer)) for example in examples[:rows]],
-        visible=visible,
-    )
-    path.write_text(masked(page), encoding="utf-8", newline="\n")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,42 @@ from luthier.data.conversation import Conversation
 from luthier.data.render import IGNORE, Example, Renderer, TrainOn
 
 CHUNK = 2000  # conversations rendered at once: enough for a parallel call, few enough for a live progress bar
+PART = 20_000  # conversations whose tokens are held, and kept in one file
 
 
 def tokenize(
     renderer: Renderer, conversations: Sequence[Conversation], train_on: TrainOn, cache: Path | None
-) -> list[list[Example]]:
-    """The examples of each conversation, from `cache` if it holds them. Raises ModelError for turns without labels."""
-    file = cache / f"{_key(renderer, conversations, train_on)}.npz" if cache else None
-    if file is not None and (kept := _read(file, conversations)) is not None:
-        return kept
-    found: list[list[Example]] = []
-    with console.progress("Rendering rows", len(conversations)) as bar:
-        for start in range(0, len(conversations), CHUNK):
-            chunk = conversations[start : start + CHUNK]
-            found += renderer.examples_of_all(chunk, train_on)
-            bar.advance(len(chunk))
-    if file is not None:
-        try:
-            _write(file, found)
-        except OSError as error:
-            reason = error.strerror or error
-            console.warn(f"{file.parent} cannot be written ({reason}): the next run has to render these rows again")
-    return found
+) -> Iterator[list[list[Example]]]:
+    """The examples of each conversation, in parts of at most PART, from `cache` where it holds them.
+
+    Raises ModelError for turns without labels.
+    """
+    with contextlib.ExitStack() as shown:
+        bar: console.Progress | None = None
+        for start in range(0, len(conversations), PART):
+            part = conversations[start : start + PART]
+            file = cache / f"{_key(renderer, part, train_on)}.npz" if cache else None
+            kept = _read(file, part) if file else None
+            if kept is None:
+                left = len(conversations) - start
+                bar = bar or shown.enter_context(console.progress("Rendering rows", left))
+                kept = []
+                for at in range(0, len(part), CHUNK):
+                    kept += renderer.examples_of_all(part[at : at + CHUNK], train_on)
+                    bar.advance(len(part[at : at + CHUNK]))
+                if file:
+                    _keep(file, kept)
+            elif bar:
+                bar.advance(len(part))
+            yield kept
+
+
+def _keep(file: Path, found: list[list[Example]]) -> None:
+    try:
+        _write(file, found)
+    except OSError as error:
+        reason = error.strerror or error
+        console.warn(f"{file.parent} cannot be written ({reason}): the next run has to render these rows again")
 
 
 def _key(renderer: Renderer, conversations: Sequence[Conversation], train_on: TrainOn) -> str:

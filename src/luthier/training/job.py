@@ -154,6 +154,7 @@ def show_data(data: Prepared) -> None:
     if data.unused_columns:
         console.warn(f"columns that are not used: {', '.join(data.unused_columns)}")
     data.ledger.show()
+    data.ledger.warn()
 
 
 def describe(file: dict[str, Any]) -> str:

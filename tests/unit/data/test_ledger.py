@@ -82,6 +82,7 @@ def test_the_file_has_a_line_for_each_row_that_was_not_simply_used(tmp_path: Pat
 
 def test_the_table_shows_each_outcome_with_reason_and_place(capsys: pytest.CaptureFixture[str]) -> None:
     example_ledger().show()
+    example_ledger().warn()
     shown = capsys.readouterr()
     cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in shown.out.splitlines() if "│" in line]
     assert [row[:3] for row in cells if row[0]] == [

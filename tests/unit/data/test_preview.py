@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from luthier.data.conversation import Source
-from luthier.data.preview import Piece, measure, pieces, row_text, show_lengths, show_rows, visible, write_html
+from luthier.data.preview import Piece, measure, pieces, row_text, show_lengths, show_rows, visible
 
 FIRST = Source("rows.json", 1)
 
@@ -155,43 +153,11 @@ def test_shown_rows(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-# --------------------------------------------------------------------- page
-
-LEDGER = {"read": 3, "used": 2, "dropped": 0, "heldout": 0, "duplicate": 1, "cut": 0, "conflicts": 0}
-
-
-def page(folder: Path, examples: list[Row]) -> str:
-    example = {"where": "f, row 3", "outcome": "duplicate", "reason": "&"}
-    write_html(
-        folder / "page.html",
-        examples,
-        ByteTokenizer(),
-        title="<rows>",
-        facts=[("format", "alpaca & more")],
-        lengths=measure(examples),
-        ledger={**LEDGER, "reasons": {"repeats <i>": 1}, "examples": [example]},
-    )
-    return (folder / "page.html").read_text(encoding="utf-8")
-
-
-def test_the_page_escapes_everything_and_needs_nothing_else(tmp_path: Path) -> None:
-    html = page(tmp_path, [row('<script>alert("x")</script>', "</div>嬛")])
-    body = html[html.index("<body>") :]
-    assert "<title>&lt;rows&gt;</title>" in html
-    assert "alpaca &amp; more" in body and "repeats &lt;i&gt;" in body
-    tags = {"body", "h1", "h2", "h3", "table", "tr", "th", "td", "p", "div", "span", "html"}
-    assert set(re.findall(r"</?([a-z0-9]+)", body)) == tags
-    assert not re.search(r"https?:|src=|href=|@import|url\(", html)
-    assert "prefers-color-scheme: dark" in html
-
-
-def test_the_page_shows_each_token(tmp_path: Path) -> None:
-    html = page(tmp_path, [row('a "\n', "嬛", cut=True)])
-    assert 'rows.json, row 1 <span class="soft">8 tokens, prompt cut</span>' in html
-    tokens = html[html.index('<div class="tokens">') :].split("</div>")[0]
-    assert tokens == (
-        '<div class="tokens"><span title="97: 0x61">a</span><span title="32: 0x20">·</span>'
-        '<span title="34: 0x22">&#34;</span><span title="10: 0x0a">↵\n</span>'
-        '<span class="trained" title="229 172 155: 0xe5 0xac 0x9b">嬛</span>'
-        '<span class="trained" title="256: &lt;|end|&gt;">&lt;|end|&gt;</span>'
-    )
+def test_secrets_are_dots() -> None:
+    """Whatever tokens they fall into: a page of rows is sent to others."""
+    secret = "sk-" + "aB3d" * 8
+    shown = pieces(row(f"my {secret}. ", "zhen@gong.cn"), ByteTokenizer())
+    assert "".join(piece.text for piece in shown) == f"my {'•' * 35}. {'•' * 12}<|end|>"
+    assert [piece.trained for piece in shown] == [False] * 40 + [True] * 13
+    assert shown[3] == Piece([], [], "•", False)
+    assert row_text(shown).plain == f"my·{'•' * 35}.·«{'•' * 12}<|end|>»"

@@ -11,8 +11,7 @@ from tiny import CHATML, make_tokenizer
 
 from luthier.data import tokens
 from luthier.data.conversation import Conversation, Message, Source
-from luthier.data.render import Renderer
-from luthier.data.tokens import tokenize
+from luthier.data.render import Example, Renderer
 
 EMPTY = Conversation((Message("user", "Who?"), Message("assistant", "I.", train=False)), Source("rows.json", 3))
 ROWS = [
@@ -24,6 +23,11 @@ ROWS = [
         Source("rows.json", 4),
     ),
 ]
+
+
+def tokenize(*arguments: Any) -> list[list[Example]]:
+    """All parts as one list."""
+    return [examples for part in tokens.tokenize(*arguments) for examples in part]
 
 
 class Unusable(Renderer):
@@ -96,7 +100,7 @@ def test_another_tokenizer_or_choice_of_turns_renders(warm: Path) -> None:
     more.add_tokens(["violins"])
     for renderer, train_on in ((Unusable(more), "all"), (Unusable(make_tokenizer()), "last")):
         with pytest.raises(AssertionError, match="rendered, and not read from the cache"):
-            tokenize(renderer, ROWS, train_on, warm)  # type: ignore[arg-type]
+            tokenize(renderer, ROWS, train_on, warm)
 
 
 def test_the_cache_is_one_file_and_nothing_half_written(warm: Path) -> None:
@@ -121,3 +125,19 @@ def test_many_rows_go_chunk_by_chunk(tokenizer: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tokens, "CHUNK", 3)
     assert tokenize(Counting(tokenizer), ROWS, "all", None) == Renderer(tokenizer).examples_of_all(ROWS)
     assert sizes == [3, 1]
+
+
+def test_parts_are_kept_apart(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a row more, only the part that it is in is rendered again."""
+    monkeypatch.setattr(tokens, "PART", 3)
+    parts = tokens.tokenize(Renderer(tokenizer), ROWS[:3], "all", tmp_path)
+    assert [len(part) for part in parts] == [3]
+    sizes: list[int] = []
+
+    class Counting(Renderer):
+        def examples_of_all(self, conversations: Any, train_on: Any = "all") -> Any:
+            sizes.append(len(conversations))
+            return super().examples_of_all(conversations, train_on)
+
+    assert tokenize(Counting(tokenizer), ROWS, "all", tmp_path) == Renderer(tokenizer).examples_of_all(ROWS)
+    assert sizes == [1]
