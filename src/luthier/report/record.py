@@ -290,7 +290,8 @@ def timeline(events: list[Event]) -> list[Event]:
     kept: list[Event] = []
     for event in events:
         if event["event"] == "start":
-            kept = [before for before in kept if before.get("step", 0) <= event["step"]] if event["resumed"] else []
+            step = event.get("step", 0) if event.get("resumed") else -1
+            kept = [before for before in kept if before.get("step", 0) <= step]
         kept.append(event)
     return kept
 
@@ -380,8 +381,7 @@ def _parse(line: bytes) -> Event | None:
         return None
     if not isinstance(event, dict) or not isinstance(event.get("event"), str):
         return None
-    whole = event["event"] != "start" or {"step", "resumed"} <= event.keys()
-    return event if whole and isinstance(event.get("step", 0), int) else None
+    return event if isinstance(event.get("step", 0), int) else None
 
 
 def _mend_end(file: Any) -> None:
