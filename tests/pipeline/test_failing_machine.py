@@ -131,12 +131,15 @@ def test_used_up_memory_halves_the_micro_batches(shop: Workplace, wide: dict[str
     assert losses(run) == losses(other)
 
 
-def assert_same_but_rounded(run: RunFolder, whole: RunFolder, *, same_steps: int) -> None:
-    """The first steps to the last bit, the others and the adapter but for the order of their sums."""
+def assert_halved_in_the_third_step(done: Done, run: RunFolder, whole: RunFolder, tokens: int, halved: int) -> None:
+    """Said, noted, and with the result of the whole run: to the last bit before, and then but for the order of sums."""
+    note = f"note: out of memory with {tokens} tokens at once: micro-batches of {halved} tokens from here on. "
+    assert (done.status, done.err) == (0, f"{note}The steps stay the same\n")
+    assert [(event["step"], event["micro_batch_tokens"]) for event in events(run, "memory")] == [(2, halved)]
     found, expected = ([(e["loss"], e["grad_norm"]) for e in events(each, "step")] for each in (run, whole))
-    assert found[:same_steps] == expected[:same_steps]
-    for pair, expected_pair in zip(found, expected, strict=True):
-        assert pair == pytest.approx(expected_pair, rel=2e-6)
+    assert found[:2] == expected[:2]
+    assert len(found) == len(expected) == 3
+    assert found[2] == pytest.approx(expected[2], rel=2e-6)
     weights, expected_weights = (load_file(each.adapter_dir / "adapter_model.safetensors") for each in (run, whole))
     for name, weight in expected_weights.items():  # AdamW divides by the gradient's size, its rounding included
         assert relative_error(weights[name], weight) < 1e-4, name
@@ -149,14 +152,7 @@ def test_memory_used_up_within_a_step_changes_nothing_but_its_micro_batches(
     settings = {**wide, "train": {**wide["train"], "steps": 3, "batch_size": 12}}
     whole = shop.train("roomy", **settings)
     done = limited(shop.recipe("narrow", **settings), f"memory:{210 << 20}", 2)
-    run = shop.run("narrow")
-    assert (done.status, done.err) == (
-        0,
-        "note: out of memory with 588 tokens at once: micro-batches of 294 tokens from here on. "
-        "The steps stay the same\n",
-    )
-    assert [(event["step"], event["micro_batch_tokens"]) for event in events(run, "memory")] == [(2, 294)]
-    assert_same_but_rounded(run, whole, same_steps=2)
+    assert_halved_in_the_third_step(done, shop.run("narrow"), whole, 588, 294)
 
 
 def test_memory_used_up_after_some_micro_batches_of_a_step(shop: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,14 +170,7 @@ def test_memory_used_up_after_some_micro_batches_of_a_step(shop: Workplace, monk
 
     with mock.patch.object(LuthierTrainer, "_begin", begin_in_vain):
         done = luthier("train", shop.recipe("in-more-parts", **settings))
-    run = shop.run("in-more-parts")
-    assert (done.status, done.err) == (
-        0,
-        "note: out of memory with 67 tokens at once: micro-batches of 33 tokens from here on. "
-        "The steps stay the same\n",
-    )
-    assert [(event["step"], event["micro_batch_tokens"]) for event in events(run, "memory")] == [(2, 33)]
-    assert_same_but_rounded(run, whole, same_steps=2)
+    assert_halved_in_the_third_step(done, shop.run("in-more-parts"), whole, 67, 33)
 
 
 def test_what_the_recipe_asks_for_is_refused_where_it_does_not_fit(shop: Workplace, wide: dict[str, Any]) -> None:
