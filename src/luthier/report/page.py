@@ -73,7 +73,7 @@ def _contents(run: RunFolder, language: Language) -> dict[str, Any]:
         "risks": risks.find(record, events),
         "plot": curve.draw({run.name: events}, language),
         "evaluations": [event for event in events if event["event"] == "evaluation"],
-        "answers": [_answer(answer) for answer in record["answers"]] if record else [],
+        "answers": [answer_with_likelihood(answer) for answer in record["answers"]] if record else [],
         "heldout": _heldout(record) if record else None,
         "fates": _fates(record["data"]["ledger"]) if record else [],
         "samples": record.get("samples", []) if record else [],
@@ -101,7 +101,7 @@ def _scores(result: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [(key, before, after) for key, before, after in scores if before != "–" or after != "–"]
 
 
-def _answer(answer: dict[str, Any]) -> dict[str, Any]:
+def answer_with_likelihood(answer: dict[str, Any]) -> dict[str, Any]:
     """With how likely each token of its reference is under both models, on average (the geometric mean)."""
     losses = answer.get("reference_loss") or {}
     likelihood = [None if (loss := losses.get(which)) is None else math.exp(-loss) for which in ("base", "tuned")]

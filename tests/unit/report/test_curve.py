@@ -99,7 +99,7 @@ def test_tokens_and_time_add_up_and_an_evaluation_stands_where_they_have_come_to
     ]
     chinese = draw({"a": events}, LANGUAGES["zh"])
     assert chinese is not None
-    assert chinese.runs[0].spots[1].text == "第 2 步 · 40,000 词元 · 4m00s · 损失 2.00"
+    assert chinese.runs[0].spots[1].text == "第 2 步 · 40,000 token · 4m00s · 损失 2.00"
 
 
 @pytest.mark.parametrize(("seconds", "unit"), [(100, "unit_s"), (119, "unit_s"), (120, "unit_min"), (7200, "unit_h")])

@@ -51,10 +51,10 @@ def test_sentences_recorded_in_english_have_their_chinese(english: str, chinese:
         ("stopped at step 57", "停在第 57 步"),
         ("repeats an earlier row (as line 4)", "与前面的一行重复（同第 4 行）"),
         ("repeats an earlier row (as b.jsonl, line 4)", "与前面的一行重复（同 b.jsonl, line 4）"),
-        ("longer than 4,096 tokens (5,120 tokens)", "超过 4,096 个词元（5,120 个）"),
+        ("longer than 4,096 tokens (5,120 tokens)", "超过 4,096 个 token（5,120 个）"),
         (
             "recomputing costs a third of the time, and 167 tokens at once take about 0.1 of 13.7 GB free",
-            "重新计算要多花三分之一的时间，而同时计算 167 个词元约占 13.7 GB 可用内存中的 0.1 GB",
+            "重新计算要多花三分之一的时间，而同时计算 167 个 token 约占 13.7 GB 可用内存中的 0.1 GB",
         ),
         ("what no pattern knows", "what no pattern knows"),
     ],

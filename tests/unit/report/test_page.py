@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opened_page import HOSTILE, Page
 
 from luthier.choice import Choice
 from luthier.errors import RunError
@@ -12,32 +12,6 @@ from luthier.recipe.schema import Recipe
 from luthier.report.languages import ENGLISH, LANGUAGES
 from luthier.report.page import Verdict, verdict, write_report
 from luthier.report.record import RunFolder
-
-HOSTILE = "</p></style><script>alert(1)</script><img src=https://example.org/x onerror='a()'>\"&amp;{{ 7*7 }}"
-
-
-class Page(HTMLParser):
-    """The page as a browser takes it apart."""
-
-    def __init__(self, file: Path) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.headings: list[str] = []
-        self.feed(file.read_text(encoding="utf-8"))
-        self.text = "".join(self.texts)
-        self.line = " ".join(" ".join(self.texts).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-        if self.elements and self.elements[-1][0] == "h2" and data.strip():
-            self.headings.append(data)
-
-    def attributes(self, name: str) -> list[str | None]:
-        return [attributes[name] for _, attributes in self.elements if name in attributes]
 
 
 @pytest.mark.parametrize(
@@ -174,10 +148,10 @@ def test_page_in_chinese(finished: RunFolder) -> None:
         "接下来",
     ]
     for sentence in (
-        "留出损失从 3.91 降到 2.87（−27 %）",
+        "留出集损失从 3.91 降到 2.87（−27 %）",
         "bundled:smollm2-135m-instruct，用 workshop.jsonl 微调，LoRA 的秩为 8。",
-        "在没有训练过的 20 行上 训练前 训练后 留出损失 3.91 2.87 困惑度 49.9 17.6 该停时停下的概率 0.4 % 93 %",
-        "其中每个词元的平均可能性：训练前 3 %，训练后 29 %",
+        "在没有训练过的 20 行上 训练前 训练后 留出集损失 3.91 2.87 困惑度 49.9 17.6 该停时停下的概率 0.4 % 93 %",
+        "其中每个 token 的平均可能性：训练前 3 %，训练后 29 %",
         "3 行中，2 行变得更可能，1 行变得更不可能。",
         "708 读入 640 用于训练 20 留出 36 重复 12 未使用 3 截短",
         "train.batch_size 16 训练适配器的常用大小",
@@ -185,12 +159,12 @@ def test_page_in_chinese(finished: RunFolder) -> None:
         "由 Luthier 0.1.0 于 20",
     ):
         assert sentence in page.line
-    assert "第 120 步 · 留出损失 2.87" in page.attributes("data-tip")
+    assert "第 120 步 · 留出集损失 2.87" in page.attributes("data-tip")
 
 
 def test_page_speaks_the_language_of_the_environment(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
-    assert "留出损失从 3.91 降到 2.87" in Page(write_report(finished)).line
+    assert "留出集损失从 3.91 降到 2.87" in Page(write_report(finished)).line
     assert "Held-out loss fell from 3.91 to 2.87" in Page(write_report(finished, language=ENGLISH)).line
 
 
