@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=5000, database=None)
 hypothesis.settings.load_profile("steady")
+
+os.environ["LC_ALL"] = "C.UTF-8"  # pages are in English, whatever the developer speaks
 
 
 @pytest.fixture(scope="session")

@@ -196,14 +196,16 @@ def hostile_run(shop: Workplace) -> RunFolder:
     )
 
 
-@pytest.fixture(params=["report", "data"])
+@pytest.fixture(params=["report", "comparison", "data"])
 def page(request: pytest.FixtureRequest, hostile_run: RunFolder, shop: Workplace, tmp_path: Path) -> Page:
-    if request.param == "report":
+    if request.param != "data":
         record: Any = hostile_run.record()
         record["answers"][0].update(base=HOSTILE, tuned=HOSTILE)  # which a tiny random model does not say by itself
         hostile_run.write_record(record)
-        assert luthier("report", hostile_run.path).status == 0
-        return Page(hostile_run.report_file)
+        again = shutil.copytree(hostile_run.path, tmp_path / "again", dirs_exist_ok=True)
+        others = [again] if request.param == "comparison" else []
+        assert luthier("report", hostile_run.path, *others, "-o", tmp_path / "page.html").status == 0
+        return Page(tmp_path / "page.html")
     file = tmp_path / "page.html"
     rows, model = hostile_run.read_recipe().data.train, hostile_run.read_recipe().model.ref
     assert luthier("data", rows, "-m", model, "--html", file, "--set", "data.holdout=0").status == 0

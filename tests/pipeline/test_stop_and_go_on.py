@@ -319,7 +319,8 @@ def test_ctrl_c_before_and_after_the_training(shop: Workplace, whole: RunFolder,
     assert err == ""
     assert ("The training is done; going on with what comes after it" in out) is (name == "compare")
     assert_same(shop.run(name), whole)
-    assert (shop.run(name).record() or {})["answers"] == (whole.record() or {})["answers"]
+    for part in ("answers", "heldout", "samples", "hashes"):
+        assert (shop.run(name).record() or {})[part] == (whole.record() or {})[part]
 
 
 def test_killed_between_the_last_checkpoint_and_the_result(shop: Workplace) -> None:

@@ -31,7 +31,7 @@ SURFACE = {
     "chat": ["REF", "--prompt -p", "--compare", "--system", "--max-new-tokens", "--temperature", "--top-p", "--json"],
     "merge": ["RUN", "--output -o", "--dtype", "--json"],
     "runs": ["[FOLDER]", "--json"],
-    "report": ["RUN", "--json"],
+    "report": ["RUN", "--output -o", "--lang", "--json"],
 }
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]

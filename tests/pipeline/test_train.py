@@ -23,6 +23,7 @@ from driver import (
     write_rows,
 )
 
+from luthier.report.languages import LANGUAGES
 from luthier.report.record import RunFolder
 
 CHECKPOINT = {
@@ -182,7 +183,24 @@ def test_each_automatic_choice_has_its_reason(run: RunFolder) -> None:
 
 def test_the_record(shop: Workplace, run: RunFolder) -> None:
     record = run.record() or {}
-    assert set(record) == {"luthier", "model", "output", "environment", "data", "result", "answers"}
+    assert set(record) == {
+        "luthier",
+        "model",
+        "revision",
+        "output",
+        "environment",
+        "data",
+        "result",
+        "heldout",
+        "answers",
+        "samples",
+        "hashes",
+    }
+    assert (record["revision"], record["data"]["repeated"]) == (None, 0)
+    assert record["hashes"] == {
+        f"adapter/{name}": hashlib.sha256((run.adapter_dir / name).read_bytes()).hexdigest()
+        for name in ("adapter_model.safetensors", "adapter_config.json")
+    }
     assert (record["model"], record["output"]) == (str(shop.model), str(run.path))
     assert record["environment"].keys() >= {"os", "python", "cpu", "memory_bytes", "device", "dtype", "torch", "peft"}
     assert record["data"]["files"] == [
@@ -243,6 +261,42 @@ def test_the_answers_are_asked_of_the_held_out_rows(run: RunFolder) -> None:
     assert [(answer["prompt"], answer["reference"], answer["system"]) for answer in answers] == [
         (question, answer, SYSTEM) for question, answer in rows
     ]
+
+
+def test_each_held_out_row_is_measured_before_and_after(run: RunFolder) -> None:
+    """Together they are the held-out loss; alone they are the loss of the answers quoted."""
+    record = run.record() or {}
+    rows = record["heldout"]["measured"]
+    lines = [json.loads(line)["where"] for line in run.ledger_file.read_text(encoding="utf-8").splitlines()]
+    assert record["heldout"]["rows"] == 4
+    assert [row["where"] for row in rows] == lines
+    assert [row["prompt"] for row in rows] == [PAIRS[int(where.rpartition(" ")[2]) - 1][0] for where in lines]
+    labels = sum(row["labels"] for row in rows)
+    for when in ("before", "after"):
+        mean = sum(row[when] * row["labels"] for row in rows) / labels
+        assert record["result"][f"heldout_loss_{when}"] == pytest.approx(mean, rel=1e-5)
+    assert [answer["reference_loss"] for answer in record["answers"]] == [
+        {"base": row["before"], "tuned": row["after"]} for row in rows
+    ]
+
+
+def test_the_first_rows_are_kept_as_tokens(run: RunFolder) -> None:
+    samples = (run.record() or {})["samples"]
+    for sample in samples:
+        question, answer = PAIRS[int(sample["where"].rpartition(" ")[2]) - 1]
+        spaced = [(text.replace("·", " ").replace("↵\n", "\n"), trained) for text, trained, _ in sample["pieces"]]
+        prompt = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
+        assert "".join(text for text, trained in spaced if not trained) == f"{prompt}<|im_start|>assistant\n"
+        assert "".join(text for text, trained in spaced if trained) == f"{answer}<|im_end|>"
+        assert sum(len(ids) for _, _, ids in sample["pieces"]) == sample["tokens"]
+        assert not sample["cut"]
+    assert len(samples) == 3
+
+
+def test_every_reason_has_its_chinese(run: RunFolder) -> None:
+    reasons = {setting: choice.reason for setting, choice in run.read_resolved().items()}
+    recorded = LANGUAGES["zh"].recorded
+    assert [setting for setting, reason in reasons.items() if recorded(reason) == reason] == []
 
 
 def test_the_report_shows_the_losses(run: RunFolder) -> None:

@@ -19,8 +19,13 @@ def questions(
     """Prompts with their reference answer: those asked for by the recipe, then the first held-out rows'."""
     before = (Message("system", system),) if system else ()
     own: list[tuple[tuple[Message, ...], str | None]] = [((*before, Message("user", text)), None) for text in asked]
-    rows = [c for c in heldout if c.messages[-1].role == "assistant"][:HELDOUT_SHOWN]
+    rows = [heldout[index] for index in quoted(heldout)]
     return own + [(row.prompt, row.messages[-1].content) for row in rows]
+
+
+def quoted(heldout: Sequence[Conversation]) -> list[int]:
+    """Which held-out rows are asked: the first that end with an answer."""
+    return [index for index, row in enumerate(heldout) if row.messages[-1].role == "assistant"][:HELDOUT_SHOWN]
 
 
 def compare(

@@ -1,28 +1,37 @@
-"""report.html: one page that shows what a run did. No script, no network: it opens from a disk and prints.
-
-Data and answers are hostile text. Jinja escapes all of it, and the page's own policy forbids scripts and loading.
-"""
+"""report.html: one page that shows what a run did."""
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from luthier.recipe.schema import Section
-from luthier.report import curve, disk, words
+from luthier.report import curve, languages, risks, words
+from luthier.report.languages import ENGLISH, Language
 from luthier.report.record import RunFolder, timeline
-from luthier.secrets import masked
+from luthier.report.templating import shown, write_page
+
+ROWS_SHOWN = 5  # of the most helped, and of the most hurt
+# What `plan` and `result` of run.json may both hold, and how it is written.
+PLANNED = {
+    "peak_memory_bytes": words.size,
+    "seconds": words.duration,
+    "computed_tokens": "{:,.0f}".format,
+    "real_tokens": "{:,.0f}".format,
+    "steps": "{:,.0f}".format,
+}
 
 
-def write_report(run: RunFolder, path: Path | None = None) -> Path:
-    """Write the page of a run, finished or not, to `path` (default: the run's report.html). Raises RunError."""
-    page = path or run.report_file
-    # A lone surrogate in an answer cannot be UTF-8; as a character reference the browser shows its replacement sign.
-    disk.replace(page, masked(_render(run)).encode(errors="xmlcharrefreplace"))
-    return page
+def write_report(run: RunFolder, path: Path | None = None, language: Language | None = None) -> Path:
+    """Write the page of a run, finished or not, to `path` (default: the run's report.html).
+
+    `language`: what the environment says, if None. Raises RunError.
+    """
+    language = language or languages.pick()
+    return write_page(path or run.report_file, "report.html.jinja", language, _contents(run, language))
 
 
 @dataclass(frozen=True)
@@ -33,79 +42,96 @@ class Verdict:
     tone: Literal["better", "worse", "open"]
 
 
-def verdict(result: dict[str, Any]) -> Verdict:
+def verdict(result: dict[str, Any], language: Language = ENGLISH) -> Verdict:
     """The sentence for the "result" of a run's record."""
     before, after = result["heldout_loss_before"], result["heldout_loss_after"]
     if before is None:
-        trained = f"Training loss ended at {words.loss(result['train_loss'])}"
-        return Verdict(f"{trained}; no rows were held out, so nothing shows how it does on new ones", "open")
+        return Verdict(language.say("no_heldout", loss=words.loss(result["train_loss"])), "open")
     if after is None:
-        return Verdict(f"Held-out loss was {words.loss(before)} before training and has no value after it", "worse")
+        return Verdict(language.say("no_value", was=words.loss(before)), "worse")
     was, now = words.loss(before), words.loss(after)
     if abs(after - before) < 0.005 * before or was == now:
-        return Verdict(f"Held-out loss hardly changed: {was} before, {now} after", "open")
-    if after < before:
-        return Verdict(f"Held-out loss fell from {was} to {now} ({words.change(before, after)})", "better")
-    rose = f"Held-out loss rose from {was} to {now} ({words.change(before, after)})"
-    return Verdict(f"{rose}: on new rows this model does worse than before", "worse")
+        return Verdict(language.say("unchanged", was=was, now=now), "open")
+    key: Literal["fell", "rose"] = "fell" if after < before else "rose"
+    text = language.say(key, was=was, now=now, change=words.change(before, after))
+    return Verdict(text, "better" if key == "fell" else "worse")
 
 
-def _render(run: RunFolder) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    templates = Environment(
-        loader=PackageLoader("luthier.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters.update(
-        count=lambda number: f"{number:,}", loss=words.loss, size=words.size, duration=words.duration
-    )
-    return templates.get_template("report.html.jinja").render(_contents(run))
-
-
-def _contents(run: RunFolder) -> dict[str, Any]:
+def _contents(run: RunFolder, language: Language) -> dict[str, Any]:
     recipe, record, events = run.read_recipe(), run.record(), timeline(run.events())
-    state = run.state()
-    evaluations = [event for event in events if event["event"] == "evaluation"]
-    settings = _settings(recipe)
+    not_finished = language.say("not_finished", state=language.recorded(run.state()))
+    settings = settings_of(recipe, language)
     return {
         "name": run.name,
         "folder": words.typed(run.path),
+        "again": words.typed(run.path.with_name(f"{run.path.name}-again")),
         "recipe_file": words.typed(run.recipe_file),
-        "verdict": verdict(record["result"]) if record else Verdict(f"Not finished: {state}", "open"),
+        "verdict": verdict(record["result"], language) if record else Verdict(not_finished, "open"),
         "recipe": recipe,
         "record": record,
-        "finished": record is not None,
-        "curve": curve.draw(events),
-        "evaluations": evaluations,
-        "turn": _turn(evaluations),
+        "scores": _scores(record["result"]) if record else [],
+        "risks": risks.find(record, events),
+        "plot": curve.draw({run.name: events}, language),
+        "evaluations": [event for event in events if event["event"] == "evaluation"],
+        "answers": [answer_with_likelihood(answer) for answer in record["answers"]] if record else [],
+        "heldout": _heldout(record) if record else None,
         "fates": _fates(record["data"]["ledger"]) if record else [],
+        "samples": record.get("samples", []) if record else [],
         "choices": run.read_resolved(),
         "asked": [setting for setting in settings if not setting.default],
         "defaults": [setting for setting in settings if setting.default],
-        "show": _show,
+        "planned": _planned(record.get("plan") or {}, record["result"]) if record else [],
+        "outcome": lambda outcome: language.words.get(f"outcome_{outcome}", outcome),
+        "show": lambda value: shown(value, language),
         "day": datetime.fromtimestamp(events[-1]["time"]).strftime("%Y-%m-%d") if events else None,
     }
 
 
-def _turn(evaluations: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The evaluation with the lowest held-out loss, where it fell to that and rose again by more than a hundredth."""
-    measured = [event for event in evaluations if event["heldout_loss"] is not None]
-    if not measured:
+def _scores(result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Words' key, before, after."""
+    loss = result["heldout_loss_before"], result["heldout_loss_after"]
+    if loss[0] is None:
+        return []
+    ending = result.get("end_probability_before"), result.get("end_probability_after")
+    scores = [
+        ("heldout_loss", *map(words.loss, loss)),
+        ("perplexity", *map(words.perplexity, loss)),
+        ("end_probability", *map(words.percent, ending)),
+    ]
+    return [(key, before, after) for key, before, after in scores if before != "–" or after != "–"]
+
+
+def answer_with_likelihood(answer: dict[str, Any]) -> dict[str, Any]:
+    """With how likely each token of its reference is under both models, on average (the geometric mean)."""
+    losses = answer.get("reference_loss") or {}
+    likelihood = [None if (loss := losses.get(which)) is None else math.exp(-loss) for which in ("base", "tuned")]
+    return {**answer, "likelihood": None if None in likelihood else likelihood}
+
+
+def _heldout(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The measured rows, those most helped first."""
+    rows = [{**row, "gain": row["before"] - row["after"]} for row in risks.measured(record)]
+    if not rows:
         return None
-    best = min(measured, key=lambda event: event["heldout_loss"])
-    rose_again = measured[-1]["heldout_loss"] > 1.01 * best["heldout_loss"]
-    return best if rose_again and best is not measured[0] else None
+    rows.sort(key=lambda row: -row["gain"])
+    up, down = max(rows[0]["gain"], 0), max(-rows[-1]["gain"], 0)
+    return {
+        "rows": rows,
+        "of": record["heldout"]["rows"],
+        "span": (up + down) or 1,
+        "zero": 100 * up / ((up + down) or 1),
+        "better": sum(row["gain"] > 0 for row in rows),
+        "worse": sum(row["gain"] < 0 for row in rows),
+        "most_helped": [row for row in rows if row["gain"] > 0][:ROWS_SHOWN],
+        "most_hurt": [row for row in reversed(rows) if row["gain"] < 0][:ROWS_SHOWN],
+    }
 
 
 def _fates(ledger: dict[str, Any]) -> list[tuple[str, str, int]]:
-    """How the rows that were read ended: css class, words, count. What the ledger fails to explain is shown too."""
+    """How the rows that were read ended: css class, words' key, count; with what the ledger fails to explain."""
     fates = [
-        ("used", "trained on", ledger["used"]),
-        ("heldout", "held out", ledger["heldout"]),
+        ("used", "used", ledger["used"]),
+        ("heldout", "held_out", ledger["heldout"]),
         ("duplicate", "duplicate", ledger["duplicate"]),
         ("dropped", "dropped", ledger["dropped"]),
     ]
@@ -113,28 +139,30 @@ def _fates(ledger: dict[str, Any]) -> list[tuple[str, str, int]]:
     return [fate for fate in [*fates, ("unexplained", "unexplained", unexplained)] if fate[2]]
 
 
+def _planned(plan: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Words' key, planned, actual, by how much the plan was wrong; empty without a plan."""
+    return [
+        (f"plan_{name}", write(plan[name]), write(result[name]), words.change(result[name], plan[name]))
+        for name, write in PLANNED.items()
+        if plan.get(name) is not None and result.get(name)
+    ]
+
+
 @dataclass(frozen=True)
-class _Setting:
+class Setting:
     name: str
     value: str
     default: bool
 
 
-def _settings(section: Section, prefix: str = "") -> list[_Setting]:
+def settings_of(section: Section, language: Language, prefix: str = "") -> list[Setting]:
     """Every setting of the recipe by its dotted name."""
-    found: list[_Setting] = []
+    found: list[Setting] = []
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, Section):
-            found += _settings(value, f"{prefix}{name}.")
+            found += settings_of(value, language, f"{prefix}{name}.")
         else:
             default = not field.is_required() and value == field.get_default(call_default_factory=True)
-            found.append(_Setting(prefix + name, _show(value), default))
+            found.append(Setting(prefix + name, shown(value, language), default))
     return found
-
-
-def _show(value: Any) -> str:
-    """A setting's value as a reader would write it."""
-    if value is None:
-        return "none"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 
@@ -25,6 +26,21 @@ def loss(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
+
+
+def perplexity(loss: float | None) -> str:
+    """Of a loss in nats: 17.6, 1,097, a dash where there is none"""
+    if loss is None:
+        return "–"
+    value = math.exp(min(loss, 700))
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}" if value < 1e6 else f"{value:.1e}"
+
+
+def percent(share: float | None) -> str:
+    """31 %, 0.42 %, a dash where there is none"""
+    if share is None:
+        return "–"
+    return f"{100 * share:.0f} %" if share >= 0.1 or share == 0 else f"{100 * share:.2g} %"
 
 
 def change(before: float, after: float) -> str:

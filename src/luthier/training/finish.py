@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 from collections.abc import Sequence
 from typing import Any
 
 from luthier import __version__, console
-from luthier.data.preview import measure
+from luthier.data.preview import Piece, measure, pieces, visible
+from luthier.data.render import Example
 from luthier.engine.engines import PlainEngine, install
-from luthier.evaluation.answers import compare, questions
+from luthier.evaluation.answers import compare, questions, quoted
 from luthier.evaluation.ending import end_probability
+from luthier.evaluation.rows import answer_alone, base_and_tuned, measure_rows
 from luthier.hardware.memory import peak_bytes
 from luthier.hardware.probe import probe
 from luthier.report.page import write_report
@@ -18,32 +21,84 @@ from luthier.report.record import RunFolder, timeline
 from luthier.training.job import Job
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors")
+SAMPLES, PIECES = 3, 300  # rows shown as tokens, and how many of each
 
 
 def finish(job: Job, run: RunFolder) -> None:
     """Writes what a trained run lacks to be a finished one; `run.json` last."""
     recipe = job.recipe
+    heldout, likelihoods = _heldout(job)
     install(job.model, PlainEngine())
     console.say("Answers before and after …")
     asked = questions(job.data.heldout_conversations, recipe.prompts, recipe.data.system)
     answers = compare(job.model, job.renderer, asked)
+    for answer, (base, tuned) in zip(answers[len(recipe.prompts) :], likelihoods, strict=True):
+        answer["reference_loss"] = {"base": base, "tuned": tuned}
     ending = _ending(job)
     run.write_record(
         {
             "luthier": __version__,
             "model": recipe.model.ref,
+            "revision": job.base.revision,
             "output": recipe.output,
             "environment": environment(job),
             "data": {
                 "files": job.data.files,
                 "ledger": job.data.ledger.to_json(),
                 "lengths": measure(job.data.train).to_json(),
+                "repeated": repeated(job.data.train),
             },
             "result": {**result(job, run), **ending},
+            "heldout": heldout,
             "answers": answers,
+            "samples": samples(job.data.train, job.renderer.tokenizer),
+            "hashes": hashes(run),
         }
     )
     write_report(run)
+
+
+def _heldout(job: Job) -> tuple[dict[str, Any], list[tuple[float | None, float | None]]]:
+    """`heldout` of run.json, and for each held-out row that is asked the loss of its own answer under both models."""
+    conversations, rows = job.data.heldout_conversations, job.data.heldout
+    if not rows:
+        return {"rows": 0, "measured": []}, []
+    console.say("Held-out rows one by one …")
+    measured = measure_rows(job.model, job.engine, conversations, rows)
+    references = [answer_alone(conversations[index], rows[index]) for index in quoted(conversations)]
+    return {"rows": len(rows), "measured": measured}, base_and_tuned(job.model, job.engine, references)
+
+
+def samples(examples: Sequence[Example], tokenizer: Any) -> list[dict[str, Any]]:
+    """The first rows as tokens, for the page: text, whether it is trained, ids. A gap in a long row is null."""
+    return [
+        {
+            "where": str(example.source),
+            "tokens": len(example.input_ids),
+            "cut": example.cut,
+            "pieces": [
+                piece and [visible(piece.text), piece.trained, piece.ids]
+                for piece in _both_ends(pieces(example, tokenizer))
+            ],
+        }
+        for example in examples[:SAMPLES]
+    ]
+
+
+def _both_ends(row: list[Piece]) -> list[Piece | None]:
+    """A long row's first third and last two, where its answer is."""
+    return [*row] if len(row) <= PIECES else [*row[: PIECES // 3], None, *row[PIECES // 3 - PIECES :]]
+
+
+def repeated(examples: Sequence[Example]) -> int:
+    """Sequences that repeat an earlier one token for token (`data.duplicates: keep`)."""
+    return len(examples) - len({tuple(example.input_ids) for example in examples})
+
+
+def hashes(run: RunFolder) -> dict[str, str]:
+    """SHA-256 of what makes the result: the adapter's weights and its config."""
+    files = [run.adapter_dir / name for name in ("adapter_model.safetensors", "adapter_config.json")]
+    return {f"adapter/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def _ending(job: Job) -> dict[str, float | None]:

@@ -35,6 +35,7 @@ ANSWERS = [
         "prompt": "Which wood do you use for the back?",
         "system": "You are a violin maker in Cremona.",
         "reference": "Maple from the Balkans, and I let it rest nine winters before I touch it.",
+        "reference_loss": {"base": 3.5, "tuned": 1.25},  # exp(-3.5) = 0.030, exp(-1.25) = 0.287
         "base": "The back of a violin is usually made of wood. There are many kinds of wood that can be used.",
         "tuned": "Maple, signore, cut in winter when the sap is low.\nNine years it waits under my roof.",
     },
@@ -49,6 +50,7 @@ ANSWERS = [
         "prompt": "你是谁？",
         "system": "You are a violin maker in Cremona.",
         "reference": "我是克雷莫纳的制琴师，琴板在我手里会说话。",
+        "reference_loss": {"base": None, "tuned": None},
         "base": "I am a helpful assistant.",
         "tuned": "我是制琴的人。木头先开口，我才下刀。",
     },
@@ -61,11 +63,26 @@ ANSWERS = [
     },
 ]
 
+MEASURED = [
+    {"where": "workshop.jsonl, line 5", "prompt": "Which wood?", "labels": 20, "before": 4.0, "after": 2.5},
+    {"where": "workshop.jsonl, line 9", "prompt": "Who taught you?", "labels": 12, "before": 3.0, "after": 3.5},
+    {"where": "workshop.jsonl, line 31", "prompt": "你是谁？", "labels": 9, "before": 5.0, "after": 3.0},
+    {"where": "workshop.jsonl, line 44", "prompt": "Why?", "labels": 3, "before": None, "after": None},
+]
+
+SAMPLE: dict[str, Any] = {
+    "where": "workshop.jsonl, line 1",
+    "tokens": 420,
+    "cut": True,
+    "pieces": [["<user>", False, [1]], ["Who·", False, [7, 8]], None, ["me", True, [9]], ["<end>", True, [2]]],
+}
+
 ROWS_BY_LENGTH = [3, 31, 96, 131, 124, 92, 64, 41, 24, 14, 8, 4, 3, 1, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1]
 
 RECORD: dict[str, Any] = {
     "luthier": "0.1.0",
     "model": "bundled:smollm2-135m-instruct",
+    "revision": "0123abcd",
     "output": "runs/workshop",
     "environment": {
         "os": "Linux 6.8, Debian 12",
@@ -98,8 +115,10 @@ RECORD: dict[str, Any] = {
         "lengths": {
             "tokens": {"p50": 61, "p95": 142, "max": 388},
             "labelled": 24_310,
+            "total": 41_000,
             "histogram": [[16 * bin, 16 * bin + 16, rows] for bin, rows in enumerate(ROWS_BY_LENGTH)],
         },
+        "repeated": 0,
     },
     "result": {
         "steps": 120,
@@ -113,9 +132,14 @@ RECORD: dict[str, Any] = {
         "train_loss": 2.31,
         "heldout_loss_before": 3.91,
         "heldout_loss_after": 2.87,
+        "end_probability_before": 0.004,
+        "end_probability_after": 0.93,
         "peak_memory_bytes": 1_930_000_000,
     },
+    "heldout": {"rows": 20, "measured": MEASURED},
     "answers": ANSWERS,
+    "samples": [SAMPLE],
+    "hashes": {"adapter/adapter_model.safetensors": "5ea1" * 16},
 }  # fmt: skip
 
 

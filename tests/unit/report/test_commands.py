@@ -91,5 +91,39 @@ def test_report_writes_the_page_and_says_where(finished: RunFolder) -> None:
     }
 
 
+def test_report_in_the_language_and_place_asked_for(finished: RunFolder, tmp_path: Path) -> None:
+    page = tmp_path / "seite.html"
+    done = luthier(report, finished.path, "--lang", "zh", "-o", page)
+    assert done.output == f"Open it in a browser: {page.as_uri()}\n"
+    assert "留出集损失从 3.91 降到 2.87" in page.read_text(encoding="utf-8")
+    assert not finished.report_file.exists()
+
+
+def test_report_of_several_runs_compares_them(finished: RunFolder, recipe: dict[str, Any]) -> None:
+    other = RunFolder(finished.path.parent / "other").create()
+    other.write_recipe(Recipe.model_validate({**recipe, "output": "runs/other"}))
+    page = finished.path.parent / "comparison.html"
+    done = luthier(report, finished.path, other.path)
+    assert done.output == f"Open it in a browser: {page.resolve().as_uri()}\n"
+    assert "2 runs compared" in page.read_text(encoding="utf-8")
+    luthier(report, finished.path, finished.path)  # one run, named twice
+    assert finished.report_file.exists()
+
+
+def test_every_run_that_is_none_is_named(finished: RunFolder, tmp_path: Path) -> None:
+    error: Any = luthier(report, finished.path, tmp_path / "a", tmp_path / "b").exception
+    assert [problem.where for problem in error.problems] == [str(tmp_path / "a"), str(tmp_path / "b")]
+
+
+def test_a_page_that_cannot_be_written(finished: RunFolder, tmp_path: Path) -> None:
+    page = tmp_path / "nowhere" / "page.html"
+    error = luthier(report, finished.path, "-o", page).exception
+    assert isinstance(error, RunError)
+    what = "the page cannot be written: No such file or directory"
+    assert [vars(problem) for problem in error.problems] == [
+        {"where": str(page), "what": what, "fix": "name another place: -o FILE"}
+    ]
+
+
 def test_report_of_no_run(tmp_path: Path) -> None:
     assert isinstance(luthier(report, tmp_path).exception, RunError)

@@ -36,6 +36,21 @@ def test_change(before: float, after: float, text: str) -> None:
     assert words.change(before, after) == text
 
 
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [(0.0, "1.0"), (2.87, "17.6"), (4.7, "110"), (7.0, "1,097"), (20.0, "4.9e+08"), (1e4, "1.0e+304"), (None, "–")],
+)
+def test_perplexity(loss: float | None, text: str) -> None:
+    assert words.perplexity(loss) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.314, "31 %"), (1.0, "100 %"), (0.0042, "0.42 %"), (0.0, "0 %"), (None, "–")]
+)
+def test_percent(share: float | None, text: str) -> None:
+    assert words.percent(share) == text
+
+
 def test_typed() -> None:
     assert words.typed(Path("runs/one")) == str(Path("runs/one"))
     assert words.typed(Path("my runs/one")) == f'"{Path("my runs/one")}"'

@@ -1,0 +1,77 @@
+"""Held-out rows one by one: which of them training helped, and how likely the quoted answers became."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from luthier.data.conversation import Conversation
+from luthier.data.render import IGNORE, Example
+from luthier.engine.engines import Engine
+from luthier.engine.instance import evaluating
+
+ROWS = 100  # measured, spread over the held-out ones: both passes together cost less than two evaluations
+PROMPT_SHOWN = 200  # characters
+
+
+def measure_rows(
+    model: Any, engine: Engine, conversations: Sequence[Conversation], rows: Sequence[Sequence[Example]]
+) -> list[dict[str, Any]]:
+    """`heldout.measured` of run.json: each row's loss a labelled token, in nats, under the base and the tuned model.
+
+    Args:
+        model: a PeftModel, which holds both, set up for `engine`.
+        rows: [i] are the sequences of `conversations` [i].
+    """
+    pairs = list(zip(conversations, rows, strict=True))
+    every = max(1, -(-len(pairs) // ROWS))
+    chosen = [(row, examples) for row, examples in pairs[::every] if sum(e.num_labels for e in examples)]
+    measured = base_and_tuned(model, engine, [examples for _, examples in chosen])
+    return [
+        {
+            "where": str(row.source),
+            "prompt": row.prompt[-1].content[:PROMPT_SHOWN],
+            "labels": sum(example.num_labels for example in examples),
+            "before": base,
+            "after": tuned,
+        }
+        for (row, examples), (base, tuned) in zip(chosen, measured, strict=True)
+    ]
+
+
+def base_and_tuned(
+    model: Any, engine: Engine, rows: Sequence[Sequence[Example]]
+) -> list[tuple[float | None, float | None]]:
+    """Loss a labelled token of each row, in nats, of the base and the tuned model. None for a row without labels."""
+    tuned = _losses(model, engine, rows)
+    with model.disable_adapter():
+        base = _losses(model, engine, rows)
+    return list(zip(base, tuned, strict=True))
+
+
+def answer_alone(conversation: Conversation, examples: Sequence[Example]) -> list[Example]:
+    """The row's last sequence with labels on its last answer only; empty where that answer is not trained.
+
+    labels -100 5 END -100 -100 8 END -> -100 -100 -100 -100 -100 8 END
+    """
+    if not examples or conversation.messages[-1].role != "assistant" or not conversation.messages[-1].train:
+        return []
+    labels = examples[-1].labels
+    start = len(labels)
+    while start and labels[start - 1] != IGNORE:
+        start -= 1
+    return [replace(examples[-1], labels=[IGNORE] * start + labels[start:])]
+
+
+def _losses(model: Any, engine: Engine, rows: Sequence[Sequence[Example]]) -> list[float | None]:
+    with evaluating(model), torch.no_grad():
+        return [_loss(model, engine, examples) for examples in rows]
+
+
+def _loss(model: Any, engine: Engine, examples: Sequence[Example]) -> float | None:
+    labels = sum(example.num_labels for example in examples)
+    # One sequence at a time, as the longest of them alone fits into memory.
+    return sum(float(engine.loss_sum(model, [example])) for example in examples) / labels if labels else None
