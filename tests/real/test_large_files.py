@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 from driver import Done, luthier, luthier_process
 
@@ -17,13 +17,18 @@ MANY = 200_000
 
 
 def measured(*arguments: object) -> tuple[Done, int]:
-    """What the command did, and the most bytes that it held: of this one process, not of any before it."""
+    """What the command did, and the most bytes that it was seen to hold.
+
+    Looked at while it runs: the system's own peak of a child begins with what its parent held when it started it.
+    """
     process = luthier_process(*arguments)
-    assert process.stdout and process.stderr
-    out, err = process.stdout.read(), process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return Done(process.returncode, out, err), usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    watched, peak = psutil.Process(process.pid), 0
+    while True:
+        try:
+            out, err = process.communicate(timeout=0.1)
+            return Done(process.returncode, out, err), peak
+        except subprocess.TimeoutExpired:
+            peak = max(peak, watched.memory_info().rss)
 
 
 def test_a_million_rows_with_a_bad_one_at_the_end(tmp_path: Path, tiny_model: Path) -> None:
@@ -39,7 +44,7 @@ def test_a_million_rows_with_a_bad_one_at_the_end(tmp_path: Path, tiny_model: Pa
         2,
         f"✗ {file}, line 1000000: has no `output`\n  → add `output`, or delete the row\n",
     )
-    assert peak < 2e9
+    assert 0 < peak < 2e9
 
 
 def test_what_is_wrong_with_two_hundred_thousand_rows(tmp_path: Path) -> None:
@@ -61,7 +66,7 @@ def test_what_is_wrong_with_two_hundred_thousand_rows(tmp_path: Path) -> None:
     }
     assert done.json["fixed"]["kept"] == MANY
     assert done.json["fixed"]["changes"] == {"masked: e-mail address": 10, "left out: duplicate": 1}
-    assert peak < 2e9
+    assert 0 < peak < 2e9
 
 
 def test_a_row_of_ten_megabytes(tmp_path: Path, tiny_model: Path) -> None:
