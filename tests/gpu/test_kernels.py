@@ -21,7 +21,7 @@ from luthier.engine.block_attention import in_blocks
 from luthier.engine.engines import FlatEngine
 from luthier.engine.gpu_attention import Flex, varlen
 from luthier.engine.instance import is_replaced, output_and_gradient, relative_error
-from luthier.engine.loss import Head, summed_loss
+from luthier.engine.loss import Head, losses
 
 FAMILIES = ["llama", "qwen3", "gemma3"]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -127,7 +127,7 @@ def test_head_and_loss_in_chunks(
     logits = 2.0 * linear(exact, weight.float())
     expected = cross_entropy(logits if cap is None else cap * torch.tanh(logits / cap), targets, reduction="sum")
     expected.backward()
-    found = summed_loss(hidden, targets, Head(weight, None, 2.0, cap))
+    found = losses(hidden, targets, Head(weight, None, 2.0, cap)).sum()
     found.backward()
     rounding = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
     assert relative_error(found.detach(), expected.detach()) < rounding

@@ -13,7 +13,7 @@ from luthier.data.batches import Filling
 from luthier.data.render import IGNORE, Example
 from luthier.engine import attention, liger, lora, loss, norm, recurrent
 from luthier.engine.instance import restore
-from luthier.engine.layout import Tree, flatten, in_order
+from luthier.engine.layout import Tree, flatten, order
 
 
 class Engine(Protocol):
@@ -25,12 +25,16 @@ class Engine(Protocol):
         ...
 
     def prepare(self, model: Any) -> None:
-        """Changes a stock model instance, adapter included, so that `loss_sum` may be asked. Called by `install`."""
+        """Changes a stock model instance, adapter included, so that losses may be asked. Called by `install`."""
+        ...
+
+    def losses(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+        """[len(examples)] float32: cross-entropy summed over the labels of each, 0 for one without."""
         ...
 
     def loss_sum(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        """Cross-entropy summed over the examples' labels, a float32 scalar. Normalising is the step's business."""
-        ...
+        """The sum of `losses`, a scalar. Normalising is the step's business."""
+        return self.losses(model, examples).sum()
 
     def cost(self, examples: Sequence[Example]) -> int:
         """Tokens that the linear layers compute for these examples in one micro-batch."""
@@ -45,7 +49,7 @@ class Engine(Protocol):
         ...
 
 
-class FlatEngine:
+class FlatEngine(Engine):
     """No padded token in any linear layer, shared prefixes computed once, logits only where there is a label.
 
     LoRA layers, norms and loss are computed by the routines of `lora`, `norm` and `loss` where those are the same; on a
@@ -76,14 +80,16 @@ class FlatEngine:
         attention.register()
         model.set_attn_implementation(attention.NAME)
 
-    def loss_sum(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+    def losses(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         batch = flatten(examples, share=self.share or not model.training, device=next(model.parameters()).device)
         inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "layout": batch.layout}
         if self.fused_loss:
-            total: Tensor = model(**inputs, predict_at=batch.predict_at, targets=batch.targets, use_cache=False)
-            return total
-        logits = model(**inputs, logits_to_keep=batch.predict_at, use_cache=False).logits[0]
-        return cross_entropy(logits.float(), batch.targets, reduction="sum")
+            each = model(**inputs, predict_at=batch.predict_at, targets=batch.targets, use_cache=False)
+        else:
+            logits = model(**inputs, logits_to_keep=batch.predict_at, use_cache=False).logits[0]
+            each = cross_entropy(logits.float(), batch.targets, reduction="none")
+        total: Tensor = each.new_zeros(len(examples)).index_add(0, batch.example, each)
+        return total
 
     def cost(self, examples: Sequence[Example]) -> int:
         return _filled(self, examples)
@@ -92,10 +98,10 @@ class FlatEngine:
         return Tree(share=self.share)
 
     def in_order(self, examples: Sequence[Example]) -> list[Example]:
-        return in_order(examples)
+        return [examples[place] for place in order(examples)]
 
 
-class PlainEngine:
+class PlainEngine(Engine):
     """Stock transformers and PEFT: rows padded to the longest, a mask, logits everywhere. The reference."""
 
     name = "plain"
@@ -104,15 +110,16 @@ class PlainEngine:
     def prepare(self, model: Any) -> None:
         """Nothing: it is what the model's classes say."""
 
-    def loss_sum(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
+    def losses(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         device = next(model.parameters()).device
         input_ids = _padded([e.input_ids for e in examples], 0).to(device)
         labels = _padded([e.labels for e in examples], IGNORE).to(device)
         mask = _padded([[1] * len(e.input_ids) for e in examples], 0).to(device)
         logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
-        return cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
+        each = cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="none"
         )
+        return each.view(len(examples), -1).sum(1)
 
     def cost(self, examples: Sequence[Example]) -> int:
         return _filled(self, examples)

@@ -17,7 +17,7 @@ may each have a label behind it. The token behind the last label predicts nothin
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -135,13 +135,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class FlatBatch:
-    """A micro-batch. `input_ids`, `position_ids`: [1, N]; `predict_at`, `targets`: [M], the tokens whose logits are
-    needed and what they should predict. A shared token stands in `predict_at` once for each sequence's label."""
+    """A micro-batch. `input_ids`, `position_ids`: [1, N]; `predict_at`, `targets`, `example`: [M], the tokens whose
+    logits are needed, what they should predict, and for which of the examples. A shared token stands in `predict_at`
+    once for each sequence's label."""
 
     input_ids: Tensor
     position_ids: Tensor
     predict_at: Tensor
     targets: Tensor
+    example: Tensor
     layout: Layout
 
 
@@ -221,9 +223,9 @@ def needed_tokens(example: Example) -> list[int]:
     return example.input_ids[:last]
 
 
-def in_order(examples: Iterable[Example]) -> list[Example]:
-    """Examples that begin alike side by side: at every level of the tree, those that share are neighbours."""
-    return sorted(examples, key=lambda example: example.input_ids)
+def order(examples: Sequence[Example]) -> list[int]:
+    """Places, those that begin alike side by side: at every level of the tree, those that share are neighbours."""
+    return sorted(range(len(examples)), key=lambda place: examples[place].input_ids)
 
 
 def flatten(examples: Sequence[Example], *, share: bool = True, device: torch.device | str = "cpu") -> FlatBatch:
@@ -234,16 +236,20 @@ def flatten(examples: Sequence[Example], *, share: bool = True, device: torch.de
     tree = Tree(share=share)
     predict_at: list[int] = []
     targets: list[int] = []
-    for example in in_order(examples):
+    whose: list[int] = []
+    for place in order(examples):
+        example = examples[place]
         tree.add(example)
         # A first token has no predecessor; with a label on it (plain text) nothing can predict it.
         trained = [i for i, label in enumerate(example.labels) if label != IGNORE and i > 0]
         predict_at += [tree.path[i - 1] for i in trained]
         targets += [example.labels[i] for i in trained]
+        whose += [place] * len(trained)
     return FlatBatch(
         to_device(torch.tensor([tree.input_ids]), device),
         to_device(torch.tensor([tree.position_ids]), device),
         to_device(torch.tensor(predict_at, dtype=torch.long), device),
         to_device(torch.tensor(targets, dtype=torch.long), device),
+        to_device(torch.tensor(whose, dtype=torch.long), device),
         Layout(tree.segments(), device),
     )

@@ -60,7 +60,7 @@ def read_head(model: Any) -> Head | None:
 
 
 def fuse(model: Any) -> bool:
-    """Lets `model(…, predict_at, targets)` return the summed loss of this causal model; says whether it may.
+    """Lets `model(…, predict_at, targets)` return the losses of this causal model; says whether it may.
 
     What the head makes of hidden states must be what the model itself makes of them, compared on two tokens. `model` is
     the causal model itself, below any adapter wrapper.
@@ -81,24 +81,24 @@ def _forward(
     targets: Tensor | None = None,
     **inputs: Any,
 ) -> Any:
-    """The model's own forward, or, with `targets` [M] for the tokens `predict_at` [M] of a flat row, their loss."""
+    """The model's own forward, or, with `targets` [M] for the tokens `predict_at` [M] of a flat row, their losses."""
     if predict_at is None or targets is None:
         return own(*args, **inputs)
     given = {name: value for name, value in inputs.items() if value is not None}  # PEFT passes on what nobody set
     hidden = model.get_decoder()(*args, **given).last_hidden_state[0]
-    return summed_loss(hidden[predict_at], targets, head)
+    return losses(hidden[predict_at], targets, head)
 
 
-def summed_loss(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
-    """Cross-entropy of what the head makes of hidden [M, H] against targets [M]: their sum, a float32 scalar."""
-    loss: Tensor = _HeadLoss.apply(hidden, targets, head)  # type: ignore[no-untyped-call]
-    return loss
+def losses(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+    """[M] float32: cross-entropy of what the head makes of each of hidden [M, H] against targets [M]."""
+    each: Tensor = _HeadLoss.apply(hidden, targets, head)  # type: ignore[no-untyped-call]
+    return each
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
-        total = torch.zeros((), device=hidden.device)
+        each = torch.empty(len(hidden), device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         rows = max(1, CHUNK // len(head.weight))
         for start in range(0, len(hidden), rows):
@@ -106,18 +106,18 @@ class _HeadLoss(torch.autograd.Function):
             logits = head(hidden[chunk])
             log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
             index = targets[chunk, None]
-            total -= log_p.gather(1, index).sum()
+            each[chunk] = -log_p.gather(1, index)[:, 0]
             if gradient is not None:
                 error = log_p.exp_().scatter_add_(1, index, -torch.ones_like(index, dtype=log_p.dtype))
                 gradient[chunk] = head.backward(logits, error)
         ctx.save_for_backward(gradient)
-        return total
+        return each
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (hidden_gradient,) = ctx.saved_tensors
-        return hidden_gradient * gradient, None, None
+        return hidden_gradient * gradient[:, None].to(hidden_gradient.dtype), None, None
 
 
 def _same_logits(model: Any, head: Head) -> bool:

@@ -46,3 +46,12 @@ def compare(
         }
         for index, (prompt, reference) in enumerate(asked)
     ]
+
+
+def with_reference_losses(
+    answers: list[dict[str, Any]], losses: Sequence[tuple[float | None, float | None]]
+) -> list[dict[str, Any]]:
+    """Those with a reference get `reference_loss`: what `rows.measure_references` found, in the same order."""
+    for answer, (base, tuned) in zip([a for a in answers if a["reference"] is not None], losses, strict=True):
+        answer["reference_loss"] = {"base": base, "tuned": tuned}
+    return answers

@@ -10,8 +10,9 @@ from luthier.data.prepare import Prepared, pick_max_length, prepare
 from luthier.engine.choose import pick_engine
 from luthier.engine.engines import PlainEngine, install
 from luthier.errors import Problem, RunError
-from luthier.evaluation.answers import compare, questions
+from luthier.evaluation.answers import compare, questions, with_reference_losses
 from luthier.evaluation.heldout import mean_loss
+from luthier.evaluation.rows import measure_references
 from luthier.inference.opened import Opened, open_run
 from luthier.model.load import context_length
 from luthier.report.record import RunFolder
@@ -33,6 +34,7 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
     tuned = mean_loss(opened.model, engine, examples, budget=BUDGET)
     with opened.model.disable_adapter():
         base = mean_loss(opened.model, engine, examples, budget=BUDGET)
+    references = measure_references(opened.model, engine, data.heldout_conversations, data.heldout, budget=BUDGET)
     install(opened.model, PlainEngine())
     console.say("Answers of both models …")
     asked = questions(data.heldout_conversations, recipe.prompts, recipe.data.system)
@@ -41,7 +43,7 @@ def evaluate(run: RunFolder) -> dict[str, Any]:
         "labels": sum(example.num_labels for example in examples),
         "base": {"loss": base, "perplexity": perplexity(base)},
         "tuned": {"loss": tuned, "perplexity": perplexity(tuned)},
-        "answers": compare(opened.model, opened.renderer, asked),
+        "answers": with_reference_losses(compare(opened.model, opened.renderer, asked), references),
     }
     run.write_evaluation(found)
     return found

@@ -11,9 +11,9 @@ from luthier import __version__, console
 from luthier.data.preview import Piece, measure, pieces, visible
 from luthier.data.render import Example
 from luthier.engine.engines import PlainEngine, install
-from luthier.evaluation.answers import compare, questions, quoted
+from luthier.evaluation.answers import compare, questions, with_reference_losses
 from luthier.evaluation.ending import end_probability
-from luthier.evaluation.rows import answer_alone, base_and_tuned, measure_rows
+from luthier.evaluation.rows import BothLosses, measure_references, measure_rows
 from luthier.hardware.memory import peak_bytes
 from luthier.hardware.probe import probe
 from luthier.report.page import write_report
@@ -27,13 +27,11 @@ SAMPLES, PIECES = 3, 300  # rows shown as tokens, and how many of each
 def finish(job: Job, run: RunFolder) -> None:
     """Writes what a trained run lacks to be a finished one; `run.json` last."""
     recipe = job.recipe
-    heldout, likelihoods = _heldout(job)
+    measured, references = _heldout(job)
     install(job.model, PlainEngine())
     console.say("Answers before and after …")
     asked = questions(job.data.heldout_conversations, recipe.prompts, recipe.data.system)
-    answers = compare(job.model, job.renderer, asked)
-    for answer, (base, tuned) in zip(answers[len(recipe.prompts) :], likelihoods, strict=True):
-        answer["reference_loss"] = {"base": base, "tuned": tuned}
+    answers = with_reference_losses(compare(job.model, job.renderer, asked), references)
     ending = _ending(job)
     run.write_record(
         {
@@ -49,7 +47,7 @@ def finish(job: Job, run: RunFolder) -> None:
                 "repeated": repeated(job.data.train),
             },
             "result": {**result(job, run), **ending},
-            "heldout": heldout,
+            "heldout": {"rows": len(job.data.heldout), "measured": measured},
             "answers": answers,
             "samples": samples(job.data.train, job.renderer.tokenizer),
             "hashes": hashes(run),
@@ -58,15 +56,16 @@ def finish(job: Job, run: RunFolder) -> None:
     write_report(run)
 
 
-def _heldout(job: Job) -> tuple[dict[str, Any], list[tuple[float | None, float | None]]]:
-    """`heldout` of run.json, and for each held-out row that is asked the loss of its own answer under both models."""
-    conversations, rows = job.data.heldout_conversations, job.data.heldout
-    if not rows:
-        return {"rows": 0, "measured": []}, []
+def _heldout(job: Job) -> tuple[list[dict[str, Any]], list[BothLosses]]:
+    if not job.data.heldout:
+        return [], []
     console.say("Held-out rows one by one …")
-    measured = measure_rows(job.model, job.engine, conversations, rows)
-    references = [answer_alone(conversations[index], rows[index]) for index in quoted(conversations)]
-    return {"rows": len(rows), "measured": measured}, base_and_tuned(job.model, job.engine, references)
+    budget = job.value("train.micro_batch_tokens")  # with which the model was trained, so that it fits
+    rows = job.data.heldout_conversations, job.data.heldout
+    return (
+        measure_rows(job.model, job.engine, *rows, budget=budget),
+        measure_references(job.model, job.engine, *rows, budget=budget),
+    )
 
 
 def samples(examples: Sequence[Example], tokenizer: Any) -> list[dict[str, Any]]:

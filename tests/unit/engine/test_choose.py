@@ -115,8 +115,8 @@ def test_a_model_that_does_not_hand_the_layout_down() -> None:
 
 
 def test_another_loss_is_not_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = FlatEngine.loss_sum
-    monkeypatch.setattr(FlatEngine, "loss_sum", lambda self, model, rows: right(self, model, rows) * 1.01)
+    right = FlatEngine.losses
+    monkeypatch.setattr(FlatEngine, "losses", lambda self, model, rows: right(self, model, rows) * 1.01)
     model = add_adapter(make_model("llama"))
     reason = "the flat loss differs from the plain one by 1.0e-02"
     assert pick_engine(model, ROWS, asked="auto").reason == f"padded batches of stock transformers: {reason}"

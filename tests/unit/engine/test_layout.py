@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from luthier.data.conversation import Source
 from luthier.data.render import IGNORE, Example
 from luthier.engine import layout
-from luthier.engine.layout import Layout, Segment, Tree, common_prefix, flatten, in_order, needed_tokens
+from luthier.engine.layout import Layout, Segment, Tree, common_prefix, flatten, needed_tokens, order
 
 A, B, C, D, E, F, G, H, J = range(1, 10)
 
@@ -77,6 +77,7 @@ def test_a_shared_token_predicts_for_each_sequence() -> None:
     assert batch.input_ids.tolist() == [[A, B, C, D]]
     assert batch.predict_at.tolist() == [1, 2, 3, 1, 2, 1]
     assert batch.targets.tolist() == [C, D, E, C, F, G]
+    assert batch.example.tolist() == [0, 0, 0, 1, 1, 2]
     assert batch.layout.segments == (Segment(0, 4, 4, 0),)
 
 
@@ -84,6 +85,7 @@ def test_equal_rows_are_computed_once() -> None:
     batch = flatten([example([A, B, C, D], [E])] * 3)
     assert batch.input_ids.tolist() == [[A, B, C, D]]
     assert (batch.predict_at.tolist(), batch.targets.tolist()) == ([3, 3, 3], [E, E, E])
+    assert batch.example.tolist() == [0, 1, 2]
 
 
 def test_few_shared_tokens_are_computed_again() -> None:
@@ -160,7 +162,8 @@ def test_every_sequence_is_found_again(drawn: list[tuple[list[int], list[int]]],
 
 @given(rows, st.booleans())
 def test_a_tree_counts_what_it_lays_out(drawn: list[tuple[list[int], list[int]]], share: bool) -> None:
-    examples = in_order([example(prompt, answer) for prompt, answer in drawn])
+    unordered = [example(prompt, answer) for prompt, answer in drawn]
+    examples = [unordered[place] for place in order(unordered)]
     tree = Tree(share=share)
     for each in examples:
         expected = tree.tokens + tree.added(each)

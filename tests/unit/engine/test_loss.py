@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from luthier.engine import loss
 from luthier.engine.instance import restore
-from luthier.engine.loss import Head, read_head, summed_loss
+from luthier.engine.loss import Head, losses, read_head
 
 
 def tensors(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
@@ -39,7 +39,7 @@ def test_loss_and_gradient(
     (expected * 0.5).backward()
 
     hidden.requires_grad_()
-    found = summed_loss(hidden, targets, Head(weight, bias if biased else None, scale, cap))
+    found = losses(hidden, targets, Head(weight, bias if biased else None, scale, cap)).sum()
     (found * 0.5).backward()
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
@@ -49,7 +49,7 @@ def test_loss_and_gradient(
 def test_a_certain_prediction_costs_nothing_and_a_wrong_one_stays_finite() -> None:
     weight = torch.tensor([[200.0], [-200.0]])
     hidden = torch.ones(2, 1, requires_grad=True)
-    found = summed_loss(hidden, torch.tensor([0, 1]), Head(weight, None))
+    found = losses(hidden, torch.tensor([0, 1]), Head(weight, None)).sum()
     assert found.item() == 400.0
     found.backward()
     assert hidden.grad.tolist() == [[0.0], [400.0]]
@@ -58,7 +58,7 @@ def test_a_certain_prediction_costs_nothing_and_a_wrong_one_stays_finite() -> No
 def test_without_gradient_none_is_computed() -> None:
     hidden, weight, bias, targets = tensors()
     with torch.no_grad():
-        found = summed_loss(hidden, targets, Head(weight, bias))
+        found = losses(hidden, targets, Head(weight, bias)).sum()
     assert not found.requires_grad
     assert found.item() == pytest.approx(cross_entropy(linear(hidden, weight, bias), targets, reduction="sum").item())
 
@@ -78,9 +78,10 @@ def test_the_loss_of_each_family(family: str, settings: dict[str, Any], scale: f
     assert head is not None and (head.scale, head.cap) == (scale, cap)
     ids = torch.arange(3, 12)[None]
     at, targets = torch.tensor([2, 4, 7]), torch.tensor([5, 9, 20])
-    expected = cross_entropy(model(input_ids=ids).logits[0, at], targets, reduction="sum")
+    expected = cross_entropy(model(input_ids=ids).logits[0, at], targets, reduction="none")
     assert loss.fuse(model)
-    assert model(input_ids=ids, predict_at=at, targets=targets).item() == pytest.approx(expected.item(), rel=1e-5)
+    found = model(input_ids=ids, predict_at=at, targets=targets)
+    assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
     assert model(input_ids=ids).logits.shape == (1, 9, 400)
     restore(model)
     assert "forward" not in vars(model)

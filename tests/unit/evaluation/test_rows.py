@@ -29,7 +29,8 @@ def loss(model: Any, example: Example) -> float:
 
 
 @pytest.mark.parametrize("engine", [FlatEngine(), PlainEngine()], ids=["flat", "plain"])
-def test_a_row_is_its_loss_a_label_of_base_and_tuned_model(tokenizer: Any, engine: Any) -> None:
+@pytest.mark.parametrize("budget", [1, 10_000], ids=["row by row", "at once"])
+def test_a_row_is_its_loss_a_label_of_base_and_tuned_model(tokenizer: Any, engine: Any, budget: int) -> None:
     model, renderer = add_adapter(make_model("llama")).eval(), Renderer(tokenizer)
     found = [row(1, "Who are you?", "I make violins."), row(2, "x" * 300, "Spruce.")]
     examples = [renderer.examples(each) for each in found]
@@ -38,7 +39,7 @@ def test_a_row_is_its_loss_a_label_of_base_and_tuned_model(tokenizer: Any, engin
         before = [loss(model, example) for (example,) in examples]
     assert before != after
     install(model, engine)
-    assert rows.measure_rows(model, engine, found, examples) == [
+    assert rows.measure_rows(model, engine, found, examples, budget=budget) == [
         {
             "where": f"rows.jsonl, line {index + 1}",
             "prompt": ["Who are you?", "x" * 200][index],
@@ -55,15 +56,15 @@ def test_many_rows_are_measured_spread_over_all(tokenizer: Any, monkeypatch: pyt
     found = [row(number, "Why?", "So.") for number in range(1, 9)]
     examples = [Renderer(tokenizer).examples(each) for each in found]
     model, engine = add_adapter(make_model("llama")), PlainEngine()
-    measured = rows.measure_rows(model, engine, found, examples)
+    measured = rows.measure_rows(model, engine, found, examples, budget=64)
     assert [each["where"] for each in measured] == [f"rows.jsonl, line {number}" for number in (1, 4, 7)]
 
 
 def test_a_row_without_labels_is_left_out_and_a_quoted_one_has_no_loss(tokenizer: Any) -> None:
     model, engine = add_adapter(make_model("llama")), PlainEngine()
     mute = Example([5, 6], [IGNORE, IGNORE], Source("r", 1))
-    assert rows.measure_rows(model, engine, [row(1, "Why?", "So.")], [[mute]]) == []
-    assert rows.base_and_tuned(model, engine, [[mute], []]) == [(None, None), (None, None)]
+    assert rows.measure_rows(model, engine, [row(1, "Why?", "So.")], [[mute]], budget=64) == []
+    assert rows.base_and_tuned(model, engine, [[mute], []], budget=64) == [(None, None), (None, None)]
 
 
 def test_of_several_turns_the_last_answer_is_quoted(tokenizer: Any) -> None:
