@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import socket
 import time
@@ -21,8 +20,9 @@ import yaml
 from luthier import console
 from luthier.choice import Choice
 from luthier.errors import Problem, RunError
-from luthier.report import disk
-from luthier.secrets import VARIABLES, masked
+from luthier.report import disk, shape
+from luthier.report.refuse import refuse_secrets
+from luthier.secrets import masked
 
 if TYPE_CHECKING:
     from luthier.recipe.schema import Recipe  # pydantic takes a while to build it: not for `luthier --help`
@@ -197,8 +197,11 @@ class RunFolder:
         _replace(self.record_file, _to_json(record, indent=2))
 
     def record(self) -> dict[str, Any] | None:
-        """run.json, or None while the run is not finished. Raises RunError where it cannot be read."""
-        return _read_json(self.record_file, dict)  # type: ignore[no-any-return]
+        """run.json, or None while the run is not finished. Raises RunError where it is not what a run writes."""
+        found: dict[str, Any] | None = _read_json(self.record_file, dict)
+        if found is not None and (wrong := shape.problems(found)):
+            raise _damaged(self.record_file, "; ".join(wrong[:3]))
+        return found
 
     # Where it stands.
 
@@ -294,41 +297,6 @@ def timeline(events: list[Event]) -> list[Event]:
             kept = [before for before in kept if before.get("step", 0) <= step]
         kept.append(event)
     return kept
-
-
-def refuse_secrets(recipe: Recipe) -> None:
-    """Raises RunError for settings that no run folder may keep: a token, or an address with a password or key."""
-    found = dict.fromkeys(_secret_settings(recipe.model_dump(mode="json")))
-    kept = "and the run folder keeps the recipe"
-    in_address = f"holds a password or key in its address, {kept}"
-    as_it_is = f"holds an access token or key, {kept}"
-    if found:
-        raise RunError(
-            *(
-                Problem("recipe", f"{host} {in_address}", "download the file first and give its path")
-                if host
-                else Problem(
-                    f"recipe, {setting}", as_it_is, f"take it out; tokens are read from {', '.join(VARIABLES)}"
-                )
-                for setting, host in found
-            )
-        )
-
-
-_ADDRESS = re.compile(r"https?://(?:[^/@\s]*@)?([^/?#\s]*)")
-
-
-def _secret_settings(value: Any, setting: str = "") -> Iterator[tuple[str, str]]:
-    """Each setting with a secret in it, and the host where it is a web address."""
-    if isinstance(value, str) and masked(value) != value:
-        address = _ADDRESS.match(value)
-        yield setting, address[1] if address else ""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _secret_settings(item, f"{setting}.{key}".lstrip("."))
-    if isinstance(value, list):
-        for item in value:
-            yield from _secret_settings(item, setting)
 
 
 def _this_process() -> dict[str, Any]:

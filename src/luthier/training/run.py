@@ -10,7 +10,8 @@ from luthier.errors import Problem, RunError, Stopped, Terminated, all_of
 from luthier.hardware.environment import importing
 from luthier.recipe.load import load_recipe, parse_recipe
 from luthier.recipe.schema import Recipe
-from luthier.report.record import RunFolder, refuse_secrets
+from luthier.report.record import RunFolder
+from luthier.report.refuse import refuse_secrets
 from luthier.training.failures import in_words
 
 

@@ -266,7 +266,7 @@ def test_record_is_whole_or_not_there(run: RunFolder, monkeypatch: pytest.Monkey
     assert run.record() is None
     run.write_record({"result": {"steps": 120, "train_loss": float("inf")}, "名": "甄嬛"})
     kept = {"result": {"steps": 120, "train_loss": None}, "名": "甄嬛"}
-    assert run.record() == kept
+    assert json.loads(run.record_file.read_bytes()) == kept
 
     def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -274,7 +274,7 @@ def test_record_is_whole_or_not_there(run: RunFolder, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         run.write_record({"result": {}})
-    assert run.record() == kept
+    assert json.loads(run.record_file.read_bytes()) == kept
     assert names(run.path) == {"run.json"}
 
 
@@ -282,6 +282,28 @@ def test_damaged_record_is_named(run: RunFolder) -> None:
     run.record_file.write_text("{", encoding="utf-8")
     with pytest.raises(RunError, match="not readable as JSON"):
         run.record()
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "said"),
+    [
+        (("result", "steps"), "many", "result.steps: Input should be a valid integer"),
+        (("data", "ledger"), None, "data.ledger: Input should be a valid dictionary"),
+        (("answers",), [{"prompt": 5}], "answers.0.prompt: Input should be a valid string; answers.0.system: Field"),
+    ],
+)
+def test_a_forged_record_is_refused_by_field(
+    finished: RunFolder, record: dict[str, Any], where: tuple[str, ...], value: Any, said: str
+) -> None:
+    inner = record
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    finished.write_record(record)
+    with pytest.raises(RunError) as raised:
+        finished.record()
+    assert raised.value.problems[0].where == str(finished.record_file)
+    assert said in raised.value.problems[0].what
 
 
 # State and lock
