@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from luthier.training.trainer import LuthierTrainer
 
 LIMITED = Path(__file__).with_name("limited.py")
 SMALLER = "set train.gradient_checkpointing: true, lower data.max_length, or take a smaller model"
+LIMITS_MEMORY = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory")
+CUTS_FILES = pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot cut files short")
 SETTINGS: dict[str, Any] = {"adapter": {"dropout": 0.1}, "train": {"epochs": 3, "save_steps": 2}}
 
 
@@ -74,6 +77,7 @@ def small_disk(folder: Path) -> Iterator[bool]:
             subprocess.run(["umount", str(folder)], check=True)
 
 
+@CUTS_FILES
 def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(
     shop: Workplace, whole: RunFolder, tmp_path: Path
 ) -> None:
@@ -115,6 +119,7 @@ def wide(shop: Workplace) -> dict[str, Any]:
     }
 
 
+@LIMITS_MEMORY
 def test_used_up_memory_halves_the_micro_batches(shop: Workplace, wide: dict[str, Any]) -> None:
     """In the rehearsal: the run is then the one that was asked for with micro-batches of that size."""
     done = limited(shop.recipe("short", **wide), f"memory:{120 << 20}", 0)
@@ -145,6 +150,7 @@ def assert_halved_in_the_third_step(done: Done, run: RunFolder, whole: RunFolder
         assert relative_error(weights[name], weight) < 1e-4, name
 
 
+@LIMITS_MEMORY
 def test_memory_used_up_within_a_step_changes_nothing_but_its_micro_batches(
     shop: Workplace, wide: dict[str, Any]
 ) -> None:
@@ -173,6 +179,7 @@ def test_memory_used_up_after_some_micro_batches_of_a_step(shop: Workplace, monk
     assert_halved_in_the_third_step(done, shop.run("in-more-parts"), whole, 67, 33)
 
 
+@LIMITS_MEMORY
 def test_what_the_recipe_asks_for_is_refused_where_it_does_not_fit(shop: Workplace, wide: dict[str, Any]) -> None:
     asked = {**wide, "train": {**wide["train"], "micro_batch_tokens": 100_000}}
     done = limited(shop.recipe("asked", **asked), f"memory:{60 << 20}", 0)
@@ -183,6 +190,7 @@ def test_what_the_recipe_asks_for_is_refused_where_it_does_not_fit(shop: Workpla
     )
 
 
+@LIMITS_MEMORY
 def test_a_row_that_fits_in_no_way_is_named(shop: Workplace, wide: dict[str, Any]) -> None:
     done = limited(shop.recipe("none-fits", **wide), f"memory:{4 << 20}", 0)
     assert done.status == 2
