@@ -20,9 +20,15 @@ def plan(
     """Say what a recipe takes, in memory and time, and whether it fits; no weights are needed."""
     if json:
         console.use_json()
+    if calibration:
+        from luthier.training.forecast import calibration as history
+
+        history.show()
+        return
     if recipe is None:
         raise typer.BadParameter("name a recipe: luthier plan recipes/minimal.yaml", param_hint="RECIPE")
     from luthier.recipe.load import load_recipe
     from luthier.training.planning import look_ahead
 
-    look_ahead(load_recipe(recipe, overrides or []))
+    if not look_ahead(load_recipe(recipe, overrides or []), fit):
+        raise typer.Exit(1)

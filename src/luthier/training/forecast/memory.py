@@ -38,7 +38,8 @@ class Memory:
         return self.peak - (self.device["runtime"] if self.host else 0)
 
     def to_json(self) -> dict[str, Any]:
-        return {"peak_bytes": self.peak, "device": self.device, "host": self.host}
+        parts = {"device": self.device, "host": self.host}
+        return {"peak_bytes": self.peak, "measurable_bytes": self.measurable, **parts}
 
 
 def memory(

@@ -17,7 +17,7 @@ from luthier.data.render import Example
 from luthier.data.steps import Steps
 from luthier.engine.choose import has_dropout, pick_engine
 from luthier.engine.engines import Engine
-from luthier.hardware.memory import available_bytes, resident_bytes
+from luthier.hardware.memory import available_bytes, peak_bytes, resident_bytes
 from luthier.model import adapters
 from luthier.recipe.schema import Recipe
 from luthier.training import activations, job, plan, room, takeover
@@ -153,6 +153,10 @@ class Forecast:
         )
         return replace(planned, seconds=spent, rates=self.measured[dtype])
 
+    def of(self, data: Prepared) -> Forecast:
+        """The same with other rows."""
+        return replace(self, data=data)
+
     def sketch(self, recipe: Recipe, dtype: str) -> Sketch:
         name = dtype, recipe.adapter.model_dump_json()
         if name not in self.sketches:
@@ -207,7 +211,7 @@ def of_recipe(recipe: Recipe, began: float) -> tuple[Plan, Forecast, dict[str, A
     def measure(work: Workload) -> Rates | None:
         engine = forecast.sketch(recipe, dtype).engine
         name = rates.key(config, work, engine, **_facts(recipe, device, dtype, forecast.engine))
-        if (found := rates.kept(name)) is not None:
+        if (found := rates.kept(name, device, dtype)) is not None:
             return found
         console.say("Rehearsing a few layers …")
         model = rates.short_model(config, dtype=dtype, device=device, remote_code=recipe.model.trust_remote_code)
@@ -238,7 +242,7 @@ def of_job(made: job.Job, began: float) -> Plan:
 
     def measure(work: Workload) -> Rates:
         name = rates.key(model.config, work, engine, **_facts(recipe, device, dtype, engine.name))
-        found = rates.kept(name)
+        found = rates.kept(name, device, dtype)
         if found is None:
             console.say("Rehearsing a few layers …")
             recomputed = [layer for layer in activations.decoder_layers(model) if layer.gradient_checkpointing]
@@ -251,6 +255,16 @@ def of_job(made: job.Job, began: float) -> Plan:
         return found
 
     return forecast.plan(recipe, dtype, measure)
+
+
+def before_training(made: job.Job, began: float) -> dict[str, Any] | None:
+    """The plan for the run's log, or None: whatever a model's own code cannot do without weights, it can with them."""
+    before = peak_bytes(made.value("model.device"))
+    try:
+        return {**of_job(made, began).to_json(), "peak_before": before}
+    except Exception as error:
+        console.warn(f"memory and time could not be planned ({str(error).partition(chr(10))[0][:200]})")
+        return None
 
 
 def room_now(device: str) -> Room:

@@ -33,6 +33,7 @@ from luthier.training.forecast.workload import Piece, Workload
 
 SECONDS, REPEATS = 1.5, 3  # for each micro-batch: at least so many times, and so long
 NEW_TOKENS = 5  # of the answers that are timed
+SAME_SPEED = 0.25  # a machine that was busy with something else then, or is now, is measured again
 LIBRARIES = ("torch", "transformers", "peft")
 
 
@@ -87,12 +88,13 @@ def key(config: Any, workload: Workload, engine: Engine, **facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-def kept(name: str) -> Rates | None:
-    """What an earlier command measured, or None."""
+def kept(name: str, device: str, dtype: str) -> Rates | None:
+    """What an earlier command measured; None where the machine is now faster or slower at plain products."""
     try:
-        return Rates.from_json(json.loads(_file(name).read_bytes()))
+        found = Rates.from_json(json.loads(_file(name).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return found if abs(_products(device, dtype) / max(found.products, 1.0) - 1) <= SAME_SPEED else None
 
 
 def keep(name: str, rates: Rates) -> None:
@@ -138,8 +140,12 @@ def measure(model: Any, engine: Engine, workload: Workload, dtype: str) -> Rates
         heldout = _heldout(model, engine, middle, clock)
         update = _update(model)
         new_token, outside = _answers(model, engine, clock, max(1, workload.questions))
+    return Rates(steps, heldout, new_token, outside, update, _products(device, dtype))
+
+
+def _products(device: str, dtype: str) -> float:
     rate = compute.measure_rate(device, dtype)
-    return Rates(steps, heldout, new_token, outside, update, 0.0 if isinstance(rate, str) else rate)
+    return 0.0 if isinstance(rate, str) else rate
 
 
 class _Clock:

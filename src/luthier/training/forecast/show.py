@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from luthier import console
 from luthier.report import words
+from luthier.training.forecast.changes import Change
 from luthier.training.forecast.plan import Plan
 
 WHERE = {"cpu": "memory", "cuda": "GPU memory", "mps": "memory"}
@@ -26,6 +28,28 @@ def show(plan: Plan, lengths: dict[str, Any] | None) -> None:
         parts = [(part, words.duration(spent)) for part, spent in vars(plan.seconds).items()]
         console.table(("time", ""), [*parts, ("in all", words.duration(plan.seconds.total))])
     console.say(verdict(plan))
+
+
+def show_changes(found: Sequence[Change]) -> None:
+    """What would fit, each as it is typed, with what it costs."""
+    if not found:
+        console.say("No setting makes it fit: take a smaller model, or a machine with more memory.")
+        return
+    rows = [(_typed(each), words.size(each.plan.memory.peak), _cost(each)) for each in found]
+    console.table(("with this it fits", "memory", "cost"), rows)
+
+
+def _typed(change: Change) -> str:
+    own = {name: value for name, value in change.settings.items() if value != "auto"}
+    return " ".join(f"--set {name}={str(value).lower()}" for name, value in own.items())
+
+
+def _cost(change: Change) -> str:
+    if change.slower is None:
+        return change.loses or "not known"
+    slower = change.slower - 1
+    time = "no time" if abs(slower) < 0.005 else f"{abs(slower):.0%} {'more' if slower > 0 else 'less'} time"
+    return "; ".join(filter(None, (time, change.loses)))
 
 
 def _say_tokens(plan: Plan, lengths: dict[str, Any]) -> None:
