@@ -30,7 +30,11 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_
 
 
 def fit(job: Job, run: RunFolder, plan: Event | None = None) -> None:
-    """Trains the job's adapter and saves it; `plan` is put into the log of a run that begins. Raises Stopped when a signal ended it, after saving a checkpoint."""
+    """Trains the job's adapter and saves it. Raises Stopped when a signal ended it, after saving a checkpoint.
+
+    Args:
+        plan: of what the run takes, for the log of one that begins.
+    """
     run.write_resolved(job.choices)
     job.data.ledger.write(run.ledger_file)
     _show_choices(job)

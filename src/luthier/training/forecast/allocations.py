@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Allocations(TorchDispatchMode):
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts, while it is entered, the bytes of all tensors on the meta device but the `known` ones.
 
     `now` are alive, `peak` were at most, `wide_at_peak` of those belong to tensors whose last axis is `wide` long (the
@@ -24,7 +24,7 @@ class Allocations(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[Tensor] = (), wide: int | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = self.wide_at_peak = 0
         self._wide, self._wide_now = wide, 0
         self._seen = {tensor.untyped_storage()._cdata for tensor in known}

@@ -96,7 +96,7 @@ class Plan:
 class Forecast:
     """A model, rows and a machine, for which recipes that differ in their settings can be planned.
 
-    data: None where there are no rows, or no tokenizer. loading: seconds until the first step is rehearsed.
+    data: None where there are no rows, or no tokenizer. loading: asked when all is measured for the seconds until then.
     to_come: whether the weights are yet to be loaded. free: what there is.
     """
 
@@ -106,7 +106,7 @@ class Forecast:
     device: str
     runtime: int
     stored: int
-    loading: float
+    loading: Callable[[], float]
     engine: str
     share: bool
     free: Room
@@ -126,11 +126,22 @@ class Forecast:
         budget = plan.pick_micro_batch(recipe.train, found, layers.value, self.device, to_come=ahead)
         choices = {"train.gradient_checkpointing": layers, "train.micro_batch_tokens": budget}
         work = self._work(recipe, steps, sketch.engine, budget.value)
-        dearest = work.dearest if work else cut_of(recipe.train, budget.value).dearest(rows, [range(len(rows))], sketch.engine)
+        dearest = (
+            work.dearest
+            if work
+            else cut_of(recipe.train, budget.value).dearest(rows, [range(len(rows))], sketch.engine)
+        )
         taken = max((sketch.take(batch, layers.value) for batch in dearest), key=lambda each: each.total)
         stored = self.stored if dtype != self._stored_dtype else 0
         needs = memory.memory(
-            self.device, sizes, taken, stored=stored, runtime=self.runtime, offloaded=recipe.train.offload_activations
+            self.device,
+            sizes,
+            taken,
+            stored=stored,
+            runtime=self.runtime,
+            half=dtype == "bfloat16",
+            shapes=_shapes(work, len(dearest)),
+            offloaded=recipe.train.offload_activations,
         )
         planned = Plan(
             self.ref, self.device, dtype, sizes[2], sketch.layers, layers.value,
@@ -147,7 +158,7 @@ class Forecast:
             self.measured[dtype],
             layers=sketch.layers,
             recomputed=layers.value,
-            loading=self.loading + (sizes[0] / READ_PER_SECOND if self.to_come else 0),
+            loading=self.loading() + (sizes[0] / READ_PER_SECOND if self.to_come else 0),
             saved_bytes=room.BYTES_PER_WEIGHT * sizes[1] // 4,
             dearest=[Piece.of(batch, sketch.engine) for batch in dearest],
         )
@@ -184,9 +195,7 @@ class Forecast:
         total = plan.total_steps(recipe.train, steps)
         eval_steps = plan.pick_eval_steps(recipe.train, total).value
         save_steps = plan.pick_save_steps(recipe.train, total, eval_steps).value
-        return workload(
-            recipe, self.data, steps, engine, tokens=tokens, eval_steps=eval_steps, save_steps=save_steps
-        )
+        return workload(recipe, self.data, steps, engine, tokens=tokens, eval_steps=eval_steps, save_steps=save_steps)
 
 
 def of_recipe(recipe: Recipe, began: float) -> tuple[Plan, Forecast, dict[str, Any] | None]:
@@ -201,10 +210,10 @@ def of_recipe(recipe: Recipe, began: float) -> tuple[Plan, Forecast, dict[str, A
     job._pick_device(recipe, choices, {})
     device, dtype = choices["model.device"].value, choices["model.dtype"].value
     torch.set_num_threads(choices["threads"].value)
-    free = room_now(device)
+    free, reading = room_now(device), time.perf_counter() - began
     forecast = Forecast(
         config, recipe.model.ref, data, device, memory.runtime_bytes(), subject.stored_bytes(folder),
-        time.perf_counter() - began, "plain" if recipe.train.engine == "plain" else "flat",
+        lambda: reading, "plain" if recipe.train.engine == "plain" else "flat",
         share=recipe.adapter.dropout == 0 and not has_dropout(_Only(config)), free=free,
     )  # fmt: skip
 
@@ -236,7 +245,7 @@ def of_job(made: job.Job, began: float) -> Plan:
     model, engine = made.model, made.engine
     forecast = Forecast(
         model.config, recipe.model.ref, made.data, device, made.runtime, subject.stored_bytes(made.base.path),
-        time.perf_counter() - began, engine.name, share=getattr(engine, "share", False),
+        lambda: time.perf_counter() - began, engine.name, share=getattr(engine, "share", False),
         free=room_now(device), to_come=False,
     )  # fmt: skip
 
@@ -277,6 +286,14 @@ def room_now(device: str) -> Room:
 
 def _facts(recipe: Recipe, device: str, dtype: str, engine: str) -> dict[str, Any]:
     return {"device": device, "dtype": dtype, "way": engine, "adapter": recipe.adapter.model_dump()}
+
+
+def _shapes(work: Workload | None, dearest: int) -> int:
+    """Micro-batches of a run, each of which is likely of a size of its own. Of a run that nothing is known of: many."""
+    if work is None:
+        return 10**6
+    answered = memory.OF_ANSWERS if work.questions else 0
+    return len(work.pieces) + len(work.heldout) + len(work.samples) + dearest + answered
 
 
 class _Only:

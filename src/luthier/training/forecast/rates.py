@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from luthier.training.forecast.sketch import period, shortened
 from luthier.training.forecast.workload import Piece, Workload
 
 SECONDS, REPEATS = 1.5, 3  # for each micro-batch: at least so many times, and so long
-NEW_TOKENS = 5  # of the answers that are timed
+NEW_TOKENS = 2, 8  # of the answers that are timed: their difference knows nothing of the prompt
 SAME_SPEED = 0.25  # a machine that was busy with something else then, or is now, is measured again
 LIBRARIES = ("torch", "transformers", "peft")
 
@@ -124,7 +125,8 @@ def short_model(config: Any, *, dtype: str, device: str, remote_code: bool = Fal
 
 
 def timed_layers(config: Any) -> int:
-    return min(period(config), config.get_text_config().num_hidden_layers - 1)
+    layers: int = config.get_text_config().num_hidden_layers
+    return min(period(config), layers - 1)
 
 
 def measure(model: Any, engine: Engine, workload: Workload, dtype: str) -> Rates:
@@ -200,7 +202,7 @@ class _Clock:
 
 def _step(model: Any, engine: Engine, batch: Sequence[Example], clock: _Clock) -> Timed:
     def work() -> None:
-        engine.loss_sum(model, batch).backward()
+        engine.loss_sum(model, batch).backward()  # type: ignore[no-untyped-call]
         model.zero_grad()
 
     with in_mode(model, training=True):
@@ -235,20 +237,32 @@ def _update(model: Any) -> float:
 
 
 def _answers(model: Any, engine: Engine, clock: _Clock, questions: int) -> tuple[float, float]:
-    """Seconds of a layer, and of all else, for one more token of each answer, as `inference.generate` asks for it."""
+    """Seconds of a layer, and of all else, for one more token of each answer, as `inference.generate` asks for it.
+
+    Means of the tuned model and the base model, which answer the same questions.
+    """
     ids = torch.ones(questions, 8, dtype=torch.long, device=model.device)
-    options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
+    few, many = NEW_TOKENS
+
+    def answer(tokens: int) -> None:
+        options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+
+    def timed() -> tuple[float, float]:
+        _, _, shorter = clock.time(partial(answer, few))
+        _, _, longer = clock.time(partial(answer, many))
+        layer = statistics.median(clock.forward[len(clock.layers) :])  # without the prompt's
+        return layer, max(0.0, (longer - shorter) / (many - few) - len(clock.layers) * layer)
+
     install(model, PlainEngine())
     try:
         with evaluating(model), torch.no_grad():
-            forward, _, whole = clock.time(
-                lambda: model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pad_token_id=0, **options)
-            )
+            tuned = timed()
+            with model.disable_adapter():
+                base = timed()
     finally:
         install(model, engine)
-    own = clock.forward[len(clock.layers) :]  # without the prompt's
-    token = statistics.fmean(own) if own else forward
-    return token, max(0.0, whole / NEW_TOKENS - len(clock.layers) * token)
+    return (tuned[0] + base[0]) / 2, (tuned[1] + base[1]) / 2
 
 
 @contextlib.contextmanager

@@ -35,7 +35,14 @@ class Seconds:
 
 
 def seconds(
-    work: Workload, rates: Rates, *, layers: int, recomputed: int, loading: float, saved_bytes: int, dearest: list[Piece]
+    work: Workload,
+    rates: Rates,
+    *,
+    layers: int,
+    recomputed: int,
+    loading: float,
+    saved_bytes: int,
+    dearest: list[Piece],
 ) -> Seconds:
     """Of a whole run.
 
@@ -87,14 +94,10 @@ def answer_seconds(work: Workload, rates: Rates, layers: int) -> float:
 
 def _at(timed: Sequence[Timed], name: str, amount: int, axis: str) -> float:
     """Between two of what was timed on a straight line, and beyond in proportion."""
-    points = sorted({getattr(each, axis): getattr(each, name) for each in timed}.items())
-    sizes = [size for size, _ in points]
-    place = bisect.bisect_left(sizes, amount)
-    if place == len(points):
-        size, value = points[-1]
-        return float(value) * amount / max(1, size)
-    if place == 0:
-        size, value = points[0]
-        return float(value) * amount / max(1, size)
+    points: list[tuple[int, float]] = sorted({getattr(each, axis): getattr(each, name) for each in timed}.items())
+    place = bisect.bisect_left(points, (amount, 0.0))
+    if place in (0, len(points)):
+        size, value = points[min(place, len(points) - 1)]
+        return value * amount / max(1, size)
     (left, low), (right, high) = points[place - 1 : place + 1]
-    return float(low + (high - low) * (amount - left) / (right - left))
+    return low + (high - low) * (amount - left) / (right - left)

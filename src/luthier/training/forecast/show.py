@@ -70,6 +70,7 @@ def verdict(plan: Plan) -> str:
     if plan.fits:
         return f"It fits: {words.size(plan.memory.peak)} of {words.size(plan.room.device)}."
     needs, there = plan.memory.peak, plan.room.device
+    where = ""
     if needs <= there:
-        return f"It does not fit: the host needs {words.size(sum(plan.memory.host.values()))} of {words.size(plan.room.host)}."
-    return f"It does not fit: it needs {words.size(needs)}, and {words.size(there)} are there."
+        where, needs, there = "the host's memory: ", sum(plan.memory.host.values()), plan.room.host
+    return f"It does not fit: {where}it needs {words.size(needs)}, and {words.size(there)} are there."

@@ -102,7 +102,9 @@ class Sketch:
         """The same in the terms that the choice of the micro-batch is made in."""
         short, long = self._lengths
         tokens = self.engine.cost(batch)
-        none, inputs = (self._line(self._count(batch, short, n), self._count(batch, long, m)) for n, m in ((0, 0), (short, long)))
+        none, inputs = (
+            self._line(self._count(batch, short, n), self._count(batch, long, m)) for n, m in ((0, 0), (short, long))
+        )
         return activations.Activations(
             layers=self.layers,
             kept=(none[1][1] - none[0][1]) / tokens,
@@ -112,8 +114,8 @@ class Sketch:
 
     @property
     def _lengths(self) -> tuple[int, int]:
-        if self.layers <= 2 * self.period:
-            return self.layers, self.layers
+        if self.layers < 2 * self.period:
+            return max(1, self.layers // 2), self.layers
         return self.period, 2 * self.period
 
     def _line(self, at_short: tuple[int, ...], at_long: tuple[int, ...]) -> _Line:
@@ -136,7 +138,7 @@ class Sketch:
         with self._attention(), Allocations(known, wide=vocabulary) as counted:
             loss = engine.loss_sum(model, batch)
             kept = counted.now
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         return counted.peak, kept, counted.wide_at_peak
 
     def _of(self, layers: int) -> tuple[Any, Engine]:
@@ -175,7 +177,7 @@ class _Line:
 
     def __getitem__(self, layers: int) -> tuple[float, ...]:
         if self._short == self._long:
-            return tuple(float(a) * layers / self._short if layers < self._short else float(a) for a in self._at_short)
+            return tuple(float(a) * layers for a in self._at_short)  # of the one layer that there is
         share = (layers - self._short) / (self._long - self._short)
         return tuple(a + share * (b - a) for a, b in zip(self._at_short, self._at_long, strict=True))
 

@@ -34,7 +34,9 @@ def read_config(settings: ModelSettings) -> tuple[Any, Path]:
         return AutoConfig.from_pretrained(file, trust_remote_code=settings.trust_remote_code), folder
     except Exception as error:  # a config may hold anything, and each architecture reads it in its own way
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(Problem(str(file), f"cannot be read as a model's config: {reason}", "check the file")) from None
+        raise ModelError(
+            Problem(str(file), f"cannot be read as a model's config: {reason}", "check the file")
+        ) from None
 
 
 def read_rows(recipe: Recipe, folder: Path, choices: dict[str, Choice[Any]]) -> Prepared | None:

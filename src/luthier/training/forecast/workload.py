@@ -118,4 +118,8 @@ def _row(length: int, first: int, vocabulary: int) -> Example:
 
 
 def pieces_of(values: Sequence[Piece]) -> dict[str, Any]:
-    return {"micro_batches": len(values), "tokens": sum(p.tokens for p in values), "labels": sum(p.labels for p in values)}
+    return {
+        "micro_batches": len(values),
+        "tokens": sum(p.tokens for p in values),
+        "labels": sum(p.labels for p in values),
+    }
