@@ -43,7 +43,9 @@ def changes(recipe: Recipe, planned: Plan, forecast: Forecast) -> list[Change]:
     """What makes a plan fit that does not, the cheapest first: what costs time alone before what costs rows."""
     if planned.fits:
         return []
-    found = [each for way in WAYS for each in way(recipe, planned, forecast)]
+    found = [each for way in ALONE for each in way(recipe, planned, forecast)]
+    others = WITH_LOSS if found else (_both, *WITH_LOSS)
+    found += [each for way in others for each in way(recipe, planned, forecast)]
     return sorted(found, key=lambda each: (bool(each.loses), each.slower if each.slower is not None else math.inf))
 
 
@@ -91,8 +93,7 @@ def _both(recipe: Recipe, planned: Plan, forecast: Forecast) -> Iterator[Change]
         again = {"train.gradient_checkpointing": True, "train.gradient_accumulation_steps": "auto"}
         return {**again, "train.micro_batch_tokens": tokens}
 
-    if not any((*_fewer_tokens(recipe, planned, forecast), *_recomputed(recipe, planned, forecast))):
-        yield from _largest(recipe, planned, forecast, settings, planned.tokens - 1)
+    yield from _largest(recipe, planned, forecast, settings, planned.tokens - 1)
 
 
 def _bfloat16(recipe: Recipe, planned: Plan, forecast: Forecast) -> Iterator[Change]:
@@ -100,6 +101,9 @@ def _bfloat16(recipe: Recipe, planned: Plan, forecast: Forecast) -> Iterator[Cha
     rate = compute.measure_rate(forecast.device, "bfloat16")
     if planned.dtype != "float32" or isinstance(rate, str):
         return
+    slow = compute.measure_rate(forecast.device, "float32")
+    if not isinstance(slow, str) and "float32" in forecast.measured:
+        forecast.measured["bfloat16"] = forecast.measured["float32"].scaled(slow / rate)
     again: list[Settings] = [{}, {"train.gradient_checkpointing": True}]
     for more in again:
         made = _offer(recipe, planned, forecast, "bfloat16")({"model.dtype": "bfloat16", **more})
@@ -130,13 +134,9 @@ def _shorter_rows(recipe: Recipe, planned: Plan, forecast: Forecast) -> Iterator
             return
 
 
-WAYS: tuple[Callable[[Recipe, Plan, Forecast], Iterator[Change]], ...] = (
-    _fewer_tokens,
-    _recomputed,
-    _both,
-    _bfloat16,
-    _shorter_rows,
-)
+Way = Callable[[Recipe, Plan, Forecast], Iterator[Change]]
+ALONE: tuple[Way, ...] = (_fewer_tokens, _recomputed)
+WITH_LOSS: tuple[Way, ...] = (_bfloat16, _shorter_rows)
 
 
 def _offer(

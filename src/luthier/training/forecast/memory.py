@@ -22,9 +22,9 @@ HOLES = 0.28
 share of what all layers keep, recomputed or not: SmolLM2 in float32, 512 and 1024 tokens at once."""
 
 KERNELS, SHAPES = 1_450_000_000, 36
-"""In bfloat16, oneDNN writes a program for each shape that it multiplies and keeps the last 1,024, which holds ever more
-memory: up to so many bytes, two thirds of them after SHAPES micro-batches. SmolLM2 over 40 steps came to 3.2 and 2.7 GB
-at 1024 and 512 tokens at once, where this says 3.0 and 2.7; with layers recomputed, over 30 steps, to 2.3 for 2.3."""
+"""In bfloat16, oneDNN writes a program for each shape that it multiplies and keeps the last 1,024: with them and the
+holes between, this many bytes more, two thirds of them after SHAPES micro-batches. SmolLM2 over 40 steps came to 3.2
+and 2.7 GB at 1024 and 512 tokens at once, where this says 3.0 and 2.7; over 30 with layers recomputed, 2.3 for 2.3."""
 OF_ANSWERS = 2  # micro-batches that writing answers is like
 
 

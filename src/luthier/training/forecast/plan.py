@@ -85,11 +85,21 @@ class Plan:
             "room": vars(self.room),
             "fits": self.fits,
             "seconds": None if self.seconds is None else self.seconds.to_json(),
-            "tokens": None
-            if work is None
-            else {"real": work.real, "padded": work.padded, "computed": work.computed, "steps": work.steps},
+            "tokens": None if work is None else tokens_of(work),
             "products_per_second": None if self.rates is None else self.rates.products,
         }
+
+
+def tokens_of(work: Workload) -> dict[str, int]:
+    """Of an epoch and of the whole run: those of the rows, those that the layers compute, and of padded batches."""
+    return {
+        "steps": work.steps,
+        "real": sum(work.real),
+        "padded": work.padded,
+        "computed": work.computed,
+        "run_real": work.trained,
+        "run_computed": sum(piece.tokens for piece in work.pieces),
+    }
 
 
 @dataclass(frozen=True)

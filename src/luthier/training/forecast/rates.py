@@ -68,6 +68,16 @@ class Rates:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def scaled(self, share: float) -> Rates:
+        """A guess at another dtype, whose products take this share of the time: all else is taken to follow them."""
+        timed = [
+            dataclasses.replace(
+                each, forward=each.forward * share, backward=each.backward * share, outside=each.outside * share
+            )
+            for each in (*self.steps, self.heldout)
+        ]
+        return dataclasses.replace(self, steps=timed[:-1], heldout=timed[-1], products=self.products / share)
+
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Rates:
         steps = [Timed(**each) for each in raw["steps"]]

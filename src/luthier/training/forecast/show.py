@@ -61,7 +61,7 @@ def _say_tokens(plan: Plan, lengths: dict[str, Any]) -> None:
         f"{some['max']:,} at most"
     )
     console.say(
-        f"An epoch has {work.real:,} tokens, of which {work.computed:,} are computed "
+        f"An epoch has {sum(work.real):,} tokens, of which {work.computed:,} are computed "
         f"({1 - work.computed / work.padded:.0%} fewer than padded batches)"
     )
 

@@ -61,6 +61,7 @@ class Sketch:
         self.config, self.adapter, self.dtype, self.device = config, adapter, getattr(torch, dtype), device
         self._plain, self._share, self._remote = engine == "plain", share, remote_code
         self._short: dict[int, tuple[Any, Engine]] = {}
+        self._counted: dict[Any, tuple[Any, tuple[int, int, int]]] = {}
 
     @cached_property
     def layers(self) -> int:
@@ -124,6 +125,13 @@ class Sketch:
 
     def _count(self, batch: Sequence[Example], layers: int, recomputed: int) -> tuple[int, int, int]:
         """Peak, kept after the forward, and logits at the peak, of a model of so many layers."""
+        name = layers, recomputed, tuple(map(id, batch))
+        if name not in self._counted:
+            # With the rows themselves: the id of one that is gone may come again.
+            self._counted[name] = tuple(batch), self._count_now(batch, layers, recomputed)
+        return self._counted[name][1]
+
+    def _count_now(self, batch: Sequence[Example], layers: int, recomputed: int) -> tuple[int, int, int]:
         model, engine = self._of(layers)
         known = [*model.parameters(), *model.buffers()]
         vocabulary = self.config.get_text_config().vocab_size

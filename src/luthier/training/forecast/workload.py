@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from luthier.data.batches import micro_batches
 from luthier.data.conversation import Source
@@ -19,6 +19,7 @@ from luthier.training import plan
 from luthier.training.cut import Cut
 
 SAMPLES = 3
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Workload:
 
     dearest: the micro-batches that take most memory. samples: some of an epoch, from small to large, to be timed.
     epoch: the pieces of each step of an epoch. heldout: those of an evaluation.
-    real, padded: tokens of an epoch's rows, and of padded batches of each step.
+    real: tokens of the rows of each step of an epoch. padded: of padded batches of all of them.
     """
 
     dearest: list[list[Example]]
@@ -52,7 +53,7 @@ class Workload:
     questions: int
     prompt_tokens: int
     ending_tokens: int
-    real: int
+    real: list[int]
     padded: int
 
     @property
@@ -63,8 +64,16 @@ class Workload:
     @property
     def pieces(self) -> list[Piece]:
         """Of the whole run: its epochs as the first one."""
-        whole, rest = divmod(self.steps, len(self.epoch))
-        return [piece for step in [*self.epoch * whole, *self.epoch[:rest]] for piece in step]
+        return [piece for step in self._of_run(self.epoch) for piece in step]
+
+    @property
+    def trained(self) -> int:
+        """Tokens of the rows of the whole run."""
+        return sum(self._of_run(self.real))
+
+    def _of_run(self, epoch: list[T]) -> list[T]:
+        whole, rest = divmod(self.steps, len(epoch))
+        return [*epoch * whole, *epoch[:rest]]
 
 
 def cut_of(settings: TrainSettings, tokens: int) -> Cut:
@@ -94,7 +103,7 @@ def workload(
         questions=len(asked),
         prompt_tokens=len(asked) * max(prompts[: answers.HELDOUT_SHOWN], default=32),
         ending_tokens=sum(len(row.input_ids) for row in heldout[:: max(1, len(heldout) // ending.ROWS)][: ending.ROWS]),
-        real=sum(len(example.input_ids) for example in data.train),
+        real=[sum(len(row.input_ids) for row in step) for step in rows],
         padded=sum(len(step) * max(len(row.input_ids) for row in step) for step in rows),
     )
 
@@ -115,11 +124,3 @@ def imagined(length: int, tokens: int, vocabulary: int) -> list[Example]:
 def _row(length: int, first: int, vocabulary: int) -> Example:
     ids = [(first + place) % vocabulary for place in range(length + 1)]
     return Example(ids, [IGNORE] * (length // 2) + ids[length // 2 :], Source("imagined", 1))
-
-
-def pieces_of(values: Sequence[Piece]) -> dict[str, Any]:
-    return {
-        "micro_batches": len(values),
-        "tokens": sum(p.tokens for p in values),
-        "labels": sum(p.labels for p in values),
-    }

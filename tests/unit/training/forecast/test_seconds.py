@@ -29,7 +29,7 @@ WORK = Workload(
     questions=5,
     prompt_tokens=100,
     ending_tokens=50,
-    real=600,
+    real=[400, 200],
     padded=800,
 )
 
@@ -83,5 +83,5 @@ def test_rates_are_kept_as_they_are() -> None:
 
 def test_pieces_of_a_run_repeat_the_first_epoch() -> None:
     assert [piece.tokens for piece in WORK.pieces] == [100, 200, 100, 100, 200]
-    assert WORK.computed == 400
+    assert (WORK.computed, WORK.trained) == (400, 400 + 200 + 400)
     assert Seconds(1, 2, 3, 4, 5).total == 15
