@@ -74,26 +74,22 @@ def needs(model: dict[str, Any]) -> Needs:
     return Needs(model["name"], weights, peaks)
 
 
-def table() -> tuple[list[str], list[list[str]]]:
-    """Columns and rows."""
-    load.quiet()
-    columns = ["model", "weights", "on a GPU", "recomputed", *(machine.name for machine in MACHINES)]
-    rows = []
-    for found in map(needs, models()):
-        sizes = [f"{found.peaks['cuda', again] / 1e9:.1f} GB" for again in (False, True)]
-        rows.append([found.name, _billions(found.weights), *sizes, *(found.on(machine) for machine in MACHINES)])
-    return columns, rows
+def columns() -> list[str]:
+    return ["model", "weights", "on a GPU", "recomputed", *(machine.name for machine in MACHINES)]
 
 
-def markdown(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+def row(found: Needs) -> list[str]:
+    sizes = [f"{found.peaks['cuda', again] / 1e9:.1f} GB" for again in (False, True)]
+    return [found.name, _billions(found.weights), *sizes, *(found.on(machine) for machine in MACHINES)]
 
 
 def show() -> None:
-    columns, rows = table()
-    console.result({"ok": True, "models": [dict(zip(columns, row, strict=True)) for row in rows]})
-    console.say(markdown(columns, rows))
+    """The table as Markdown, and as the JSON object."""
+    load.quiet()
+    rows = [row(needs(model)) for model in models()]
+    console.result({"ok": True, "models": [dict(zip(columns(), each, strict=True)) for each in rows]})
+    for line in (columns(), ["---"] * len(columns()), *rows):
+        console.say(f"| {' | '.join(line)} |")
 
 
 def _billions(weights: int) -> str:
