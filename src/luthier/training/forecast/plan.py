@@ -115,7 +115,6 @@ class Forecast:
     data: Prepared | None
     device: str
     runtime: int
-    stored: int
     loading: Callable[[], float]
     engine: str
     share: bool
@@ -142,7 +141,8 @@ class Forecast:
             else cut_of(recipe.train, budget.value).dearest(rows, [range(len(rows))], sketch.engine)
         )
         taken = max((sketch.take(batch, layers.value) for batch in dearest), key=lambda each: each.total)
-        stored = self.stored if dtype != self._stored_dtype else 0
+        stored_dtype = getattr(torch, self._stored_dtype)
+        stored = sizes[0] * stored_dtype.itemsize // sketch.dtype.itemsize if stored_dtype != sketch.dtype else 0
         needs = memory.memory(
             self.device,
             sizes,
@@ -222,7 +222,7 @@ def of_recipe(recipe: Recipe, began: float) -> tuple[Plan, Forecast, dict[str, A
     torch.set_num_threads(choices["threads"].value)
     free, reading = room_now(device), time.perf_counter() - began
     forecast = Forecast(
-        config, recipe.model.ref, data, device, memory.runtime_bytes(), subject.stored_bytes(folder),
+        config, recipe.model.ref, data, device, memory.runtime_bytes(),
         lambda: reading, "plain" if recipe.train.engine == "plain" else "flat",
         share=recipe.adapter.dropout == 0 and not has_dropout(_Only(config)), free=free,
     )  # fmt: skip
@@ -254,7 +254,7 @@ def of_job(made: job.Job, began: float) -> Plan:
     device, dtype = made.value("model.device"), made.value("model.dtype")
     model, engine = made.model, made.engine
     forecast = Forecast(
-        model.config, recipe.model.ref, made.data, device, made.runtime, subject.stored_bytes(made.base.path),
+        model.config, recipe.model.ref, made.data, device, made.runtime,
         lambda: time.perf_counter() - began, engine.name, share=getattr(engine, "share", False),
         free=room_now(device), to_come=False,
     )  # fmt: skip

@@ -27,7 +27,8 @@ def read_config(settings: ModelSettings) -> tuple[Any, Path]:
     elif named.is_dir():
         folder = named
     else:
-        folder = fetch_model(settings.ref, revision=settings.revision, allow_code=settings.trust_remote_code).path
+        code = settings.trust_remote_code
+        folder = fetch_model(settings.ref, revision=settings.revision, allow_code=code, weights=False).path
     file = named if named.is_file() else folder / "config.json"
     files.read_object(file)
     try:
@@ -49,8 +50,3 @@ def read_rows(recipe: Recipe, folder: Path, choices: dict[str, Choice[Any]]) -> 
     renderer = load.make_renderer(folder, tokenizer, thinking.value)
     longest = choices["data.max_length"] = pick_max_length(recipe.data, load.context_length(folder))
     return prepare(recipe.data, renderer, max_length=longest.value, seed=recipe.train.seed)
-
-
-def stored_bytes(folder: Path) -> int:
-    """Of the weight files; 0 where there are none."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
