@@ -44,9 +44,7 @@ class _Want:
     variant: str = ""
 
 
-def fetch_model(
-    ref: str, *, revision: str | None = None, allow_code: bool = False, weights: bool = True
-) -> LocalModel:
+def fetch_model(ref: str, *, revision: str | None = None, allow_code: bool = False, weights: bool = True) -> LocalModel:
     """The folder of a model, fetched if it is not in the cache. Python files come along only with `allow_code`.
 
     Without `weights` they are not fetched: the folder may have them all the same. Raises HubError.
