@@ -26,6 +26,7 @@ SURFACE = {
     "doctor": ["--json"],
     "fetch": ["REF", "--data", "--revision", "--code", "--json"],
     "data": ["REF", "--model -m", "--system", "--format", "--set", "--rows", "--html", "--fix", "--json"],
+    "plan": ["[RECIPE]", "--set", "--fit", "--calibration", "--common", "--json"],
     "train": ["[RECIPE]", "--set", "--fresh", "--help-recipe", "--json"],
     "eval": ["RUN", "--json"],
     "chat": ["REF", "--prompt -p", "--compare", "--system", "--max-new-tokens", "--temperature", "--top-p", "--json"],
@@ -77,7 +78,7 @@ def test_what_does_not_exist_is_bad_input(wrong: tuple[str, ...]) -> None:
 
 
 def test_the_names_of_the_package() -> None:
-    assert api.__all__ == ["train"]
+    assert api.__all__ == ["plan", "train"]
     assert api.__version__ == "0.1.0"
     assert api.train is importlib.import_module("luthier.training.run").train
     with pytest.raises(AttributeError, match=r"^module 'luthier' has no attribute 'tune'$"):

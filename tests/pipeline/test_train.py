@@ -111,6 +111,7 @@ def test_the_events_in_their_order(run: RunFolder) -> None:
     kinds = [(event["event"], event["step"]) for event in run.events()]
     assert kinds == [
         ("start", 0),
+        ("plan", 0),
         ("evaluation", 0),
         ("step", 1),
         ("step", 2),
@@ -130,6 +131,8 @@ def test_the_fields_of_each_event(run: RunFolder) -> None:
     step = {"epoch", "loss", "learning_rate", "grad_norm", "tokens", "computed_tokens", "seconds"}
     fields = {
         "start": {"total_steps", "resumed"},
+        "plan": {"model", "device", "dtype", "weights", "layers", "recomputed_layers", "micro_batch_tokens", "memory"}
+        | {"room", "fits", "seconds", "tokens", "products_per_second", "peak_before"},
         "step": step | {"tokens_per_second", "memory_bytes"},
         "evaluation": {"heldout_loss"},
         "save": {"path"},
@@ -191,6 +194,7 @@ def test_the_record(shop: Workplace, run: RunFolder) -> None:
         "environment",
         "data",
         "result",
+        "plan",
         "heldout",
         "answers",
         "samples",
@@ -221,6 +225,7 @@ def test_the_figures_of_the_result(run: RunFolder) -> None:
     seconds = sum(step["seconds"] for step in steps)
     heldout = [event["heldout_loss"] for event in events(run, "evaluation")]
     assert result.pop("peak_memory_bytes") >= steps[-1]["memory_bytes"]
+    assert result.pop("total_seconds") > seconds
     assert result == {
         "steps": 6,
         "epochs": 2.0,

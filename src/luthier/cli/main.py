@@ -20,6 +20,7 @@ from luthier.cli.evaluate import evaluate
 from luthier.cli.fetch import fetch
 from luthier.cli.interrupt import interruptible
 from luthier.cli.merge import merge
+from luthier.cli.plan import plan
 from luthier.cli.report import report
 from luthier.cli.runs import runs
 from luthier.cli.train import train
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": doctor,
     "fetch": fetch,
     "data": data,
+    "plan": plan,
     "train": train,
     "eval": evaluate,
     "chat": chat,

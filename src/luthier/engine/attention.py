@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,7 @@ def flat_attention(
     scores = Scores(scaling, window, softcap, s_aux)
     if dropout > 0 or query.shape[-1] != value.shape[-1]:
         return dense(query, key, value, layout, scores, dropout=dropout), None
-    kernels = pick_kernels(query.device.type, value.dtype, value.shape[-1]).value
+    kernels = standing_in.get() or pick_kernels(query.device.type, value.dtype, value.shape[-1]).value
     kernel = kernels.side_by_side if scores.plain and not layout.shares else kernels.tree
     return kernel(query, key, value, layout, scores), None
 
@@ -91,6 +92,32 @@ class Kernels:
 
     tree: Kernel
     side_by_side: Kernel
+
+
+standing_in: ContextVar[Kernels | None] = ContextVar("standing_in", default=None)
+"""What computes attention on the meta device, in the place of the kernels of the device that is thought of."""
+
+
+def kernels_without_values(device: str, dtype: torch.dtype, width: int) -> Kernels:
+    """Kernels that allocate on the meta device what this device's do. A GPU's keep q, k, v, result and log-sum-exp."""
+    return Kernels(_fused, _fused) if device == "cuda" else pick_kernels(device, dtype, width).value
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scores: Scores) -> Tensor:
+    out: Tensor = _Fused.apply(query, key, value)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = value.new_empty(1, query.shape[2], query.shape[1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, out, out.new_empty(out.shape[1:3], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
 
 
 @functools.cache

@@ -101,6 +101,8 @@ class Layout:
 
         One row for each segment with nothing behind it: it and all that it begins with.
         """
+        if torch.device(self.device).type == "meta":  # where no value is known, and so not which are not zero
+            return Layout(self.segments).rows.to(self.device)
         leaves = [segment for segment in self.segments if segment.end == segment.until]
         rows = [(self.until[: leaf.end] >= leaf.end).nonzero()[:, 0] for leaf in leaves]
         return torch.stack([torch.cat([row, row[-1:].expand(self.longest - len(row))]) for row in rows])

@@ -192,7 +192,7 @@ def _gradients(tiles: Sequence[Tile], q: Tensor, do: Tensor, k: Tensor, v: Tenso
     """The gradients of q, k and v, in the first D of D + 2 columns."""
     if len(tiles) == 1:
         return _of_tile(tiles[0], q, do, k, v)
-    dk, dv = torch.zeros(k.shape), torch.zeros(v.shape)
+    dk, dv = (x.new_zeros(x.shape, dtype=torch.float32) for x in (k, v))
     dq = []
     for tile in tiles:
         at, keys = tile.queries, tile.keys

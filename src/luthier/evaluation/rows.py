@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,6 +18,7 @@ from luthier.evaluation.answers import quoted
 ROWS = 100  # measured, spread over the held-out ones: both passes together cost less than two evaluations
 PROMPT_SHOWN = 200  # characters
 
+T = TypeVar("T")
 BothLosses = tuple[float | None, float | None]
 """Of the base and the tuned model."""
 
@@ -37,9 +38,8 @@ def measure_rows(
         rows: [i] are the sequences of `conversations` [i].
         budget: tokens computed at once.
     """
-    pairs = list(zip(conversations, rows, strict=True))
-    every = max(1, -(-len(pairs) // ROWS))
-    chosen = [(row, examples) for row, examples in pairs[::every] if sum(e.num_labels for e in examples)]
+    pairs = spread(list(zip(conversations, rows, strict=True)))
+    chosen = [(row, examples) for row, examples in pairs if sum(e.num_labels for e in examples)]
     measured = base_and_tuned(model, engine, [examples for _, examples in chosen], budget=budget)
     return [
         {
@@ -51,6 +51,11 @@ def measure_rows(
         }
         for (row, examples), (base, tuned) in zip(chosen, measured, strict=True)
     ]
+
+
+def spread(rows: Sequence[T]) -> Sequence[T]:
+    """At most ROWS of them, spread over all."""
+    return rows[:: max(1, -(-len(rows) // ROWS))]
 
 
 def measure_references(

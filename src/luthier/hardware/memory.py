@@ -21,6 +21,13 @@ def peak_bytes(device: str) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes everywhere but on macOS
 
 
+def resident_bytes() -> int:
+    """What this process holds in RAM now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def available_bytes(device: str) -> int:
     """Memory that can still be taken on the device."""
     if device == "cuda":

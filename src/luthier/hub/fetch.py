@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luthier.errors import HubError, Problem
@@ -15,9 +15,9 @@ from luthier.hub.bundled import bundled_folder, fetch_bundled
 from luthier.hub.cache import cache_dir, ensure
 from luthier.hub.hubs import Hub, Kind, RepoMissingError, answers, hub_of, out_of_reach
 from luthier.hub.manifest import Manifest
-from luthier.hub.refs import HUBS, Bundled, HubName, Local, Repo, Web, near_matches, parse_data, parse_model
+from luthier.hub.refs import HUBS, Bundled, Local, Repo, Web, near_matches, parse_data, parse_model
 from luthier.hub.repository import Select, fill
-from luthier.hub.select import data_files, model_files
+from luthier.hub.select import data_files, files_beside_weights, model_files
 from luthier.hub.web import fetch_address
 
 
@@ -44,15 +44,18 @@ class _Want:
     variant: str = ""
 
 
-def fetch_model(ref: str, *, revision: str | None = None, allow_code: bool = False) -> LocalModel:
+def fetch_model(ref: str, *, revision: str | None = None, allow_code: bool = False, weights: bool = True) -> LocalModel:
     """The folder of a model, fetched if it is not in the cache. Python files come along only with `allow_code`.
 
-    Raises HubError.
+    Without `weights` they are not fetched: the folder may have them all the same. Raises HubError.
     """
     named = parse_model(ref)
     if isinstance(named, Repo):
         _check_revision(ref, revision)
         want = _Want("model", revision, functools.partial(model_files, allow_code=allow_code), "code" * allow_code)
+        if not weights and _cached(named, want) is None:
+            beside = functools.partial(files_beside_weights, allow_code=allow_code)
+            want = replace(want, select=beside, variant=f"config{want.variant}")
         folder, manifest = _fetch_repo(ref, named, want)
         return LocalModel(folder, ref, manifest.hub, manifest.revision)
     if revision is not None:
@@ -85,12 +88,12 @@ def fetch_data(ref: str) -> list[Path]:
 
 def _fetch_repo(ref: str, repo: Repo, want: _Want) -> tuple[Path, Manifest]:
     """From the first of the possible hubs that has it: in the cache, else over the network."""
-    hubs = [hub_of(name) for name in _possible_hubs(repo)]
-    for hub in hubs:
-        folder = _folder(hub, repo.id, want)
-        if manifest := Manifest.read(folder):
-            return folder, manifest
-    return _first_that_has_it(ref, repo, want, hubs)
+    return _cached(repo, want) or _first_that_has_it(ref, repo, want, _possible_hubs(repo))
+
+
+def _cached(repo: Repo, want: _Want) -> tuple[Path, Manifest] | None:
+    folders = [_folder(hub, repo.id, want) for hub in _possible_hubs(repo)]
+    return next(((folder, manifest) for folder in folders if (manifest := Manifest.read(folder))), None)
 
 
 def _first_that_has_it(ref: str, repo: Repo, want: _Want, hubs: list[Hub]) -> tuple[Path, Manifest]:
@@ -111,16 +114,13 @@ def _first_that_has_it(ref: str, repo: Repo, want: _Want, hubs: list[Hub]) -> tu
     raise _with_near_folders(RepoMissingError(*problems), repo)
 
 
-def _possible_hubs(repo: Repo) -> tuple[HubName, ...]:
+def _possible_hubs(repo: Repo) -> list[Hub]:
     if repo.hub is not None:
-        return (repo.hub,)
+        return [hub_of(repo.hub)]
     chosen = os.environ.get("LUTHIER_HUB")
-    if not chosen:
-        return HUBS
-    for name in HUBS:
-        if name == chosen:
-            return (name,)
-    raise HubError(Problem("LUTHIER_HUB", f"`{chosen}` is not a hub", "set it to `ms` or `hf`, or unset it"))
+    if chosen and chosen not in HUBS:
+        raise HubError(Problem("LUTHIER_HUB", f"`{chosen}` is not a hub", "set it to `ms` or `hf`, or unset it"))
+    return [hub_of(name) for name in HUBS if not chosen or name == chosen]
 
 
 def _with_near_folders(error: HubError, repo: Repo) -> HubError:

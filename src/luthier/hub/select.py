@@ -41,6 +41,12 @@ def model_files(listing: Listing, where: str, *, allow_code: bool = False) -> li
     return [*beside, *weights]
 
 
+def files_beside_weights(listing: Listing, where: str, *, allow_code: bool = False) -> list[RemoteFile]:
+    """The same without the weights, which have to be there."""
+    weights = {file.path for file in _weights(listing.files)}
+    return [file for file in model_files(listing, where, allow_code=allow_code) if file.path not in weights]
+
+
 def _weights(files: tuple[RemoteFile, ...]) -> list[RemoteFile]:
     """Top-level safetensors under the names that transformers looks for; under any name if none has such a name."""
     found = [file for file in files if _matches(file.path, "*.safetensors")]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -87,8 +88,23 @@ def _generate(model: Any, renderer: Renderer, input_ids: torch.Tensor, mask: tor
         max_new_tokens=options.pop("max_new_tokens"),
         **{name: options.pop(name) for name in ("do_sample", "temperature", "top_p") if name in options},
     )
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), _contiguous_states(model):
         return model.generate(input_ids=input_ids, attention_mask=mask, generation_config=config, **options)
+
+
+@contextlib.contextmanager
+def _contiguous_states(model: Any) -> Iterator[None]:
+    """The hidden states of the prompts' last tokens come to the head in one piece.
+
+    As a slice of a batch, torch would multiply them with a copy of the head's weights for each prompt.
+    """
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda head, states: tuple(state.contiguous() for state in states)
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _text(renderer: Renderer, ids: list[int]) -> str:

@@ -31,6 +31,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return with_overrides(_read_yaml(Path(path)), overrides, str(path))
 
 
+def as_recipe(recipe: Recipe | dict[str, Any] | str | Path) -> Recipe:
+    """Of the Python API: a file, a dict of settings, or a Recipe as it is. Raises RecipeError."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    return parse_recipe(recipe) if isinstance(recipe, dict) else load_recipe(recipe)
+
+
 def with_overrides(raw: dict[str, Any], overrides: Sequence[str], where: str) -> Recipe:
     """Settings with `section.setting=value` overrides put in. Raises RecipeError with every problem found."""
     raw = expand_short_forms(raw)

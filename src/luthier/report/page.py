@@ -19,6 +19,7 @@ ROWS_SHOWN = 5  # of the most helped, and of the most hurt
 PLANNED = {
     "peak_memory_bytes": words.size,
     "seconds": words.duration,
+    "total_seconds": words.duration,
     "computed_tokens": "{:,.0f}".format,
     "real_tokens": "{:,.0f}".format,
     "steps": "{:,.0f}".format,

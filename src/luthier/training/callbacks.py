@@ -22,8 +22,8 @@ class Events(TrainerCallback):  # type: ignore[misc]
     `counted()` gives the tokens trained and computed so far, in this process.
     """
 
-    def __init__(self, emit: Emit, device: str, *, resumed: bool) -> None:
-        self.emit, self.device, self.resumed = emit, device, resumed
+    def __init__(self, emit: Emit, device: str, *, resumed: bool, plan: dict[str, Any] | None = None) -> None:
+        self.emit, self.device, self.resumed, self.plan = emit, device, resumed, plan
         self.counted: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._busy = self._began = 0.0
         self._tokens = self._computed = 0
@@ -32,6 +32,8 @@ class Events(TrainerCallback):  # type: ignore[misc]
         self.emit(
             {"event": "start", "step": state.global_step, "total_steps": state.max_steps, "resumed": self.resumed}
         )
+        if self.plan is not None and not self.resumed:
+            self.emit({"event": "plan", "step": state.global_step, **self.plan})
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = time.perf_counter()

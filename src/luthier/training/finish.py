@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,14 +19,19 @@ from luthier.hardware.memory import peak_bytes
 from luthier.hardware.probe import probe
 from luthier.report.page import write_report
 from luthier.report.record import RunFolder, timeline
+from luthier.training.forecast import calibration
 from luthier.training.job import Job
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors")
 SAMPLES, PIECES = 3, 300  # rows shown as tokens, and how many of each
 
 
-def finish(job: Job, run: RunFolder) -> None:
-    """Writes what a trained run lacks to be a finished one; `run.json` last."""
+def finish(job: Job, run: RunFolder, began: float | None = None) -> None:
+    """Writes what a trained run lacks to be a finished one; `run.json` last.
+
+    Args:
+        began: `time.perf_counter()` when the command began, of a run with no other session.
+    """
     recipe = job.recipe
     measured, references = _heldout(job)
     install(job.model, PlainEngine())
@@ -33,20 +39,24 @@ def finish(job: Job, run: RunFolder) -> None:
     asked = questions(job.data.heldout_conversations, recipe.prompts, recipe.data.system)
     answers = with_reference_losses(compare(job.model, job.renderer, asked), references)
     ending = _ending(job)
+    facts, plan = environment(job), _plan(run)
+    total = None if began is None else time.perf_counter() - began
+    found = {**result(job, run), "total_seconds": total, **ending}
     run.write_record(
         {
             "luthier": __version__,
             "model": recipe.model.ref,
             "revision": job.base.revision,
             "output": recipe.output,
-            "environment": environment(job),
+            "environment": facts,
             "data": {
                 "files": job.data.files,
                 "ledger": job.data.ledger.to_json(),
                 "lengths": measure(job.data.train).to_json(),
                 "repeated": repeated(job.data.train),
             },
-            "result": {**result(job, run), **ending},
+            "result": found,
+            "plan": plan and calibration.figures(plan),
             "heldout": {"rows": len(job.data.heldout), "measured": measured},
             "answers": answers,
             "samples": samples(job.data.train, job.renderer.tokenizer),
@@ -54,6 +64,14 @@ def finish(job: Job, run: RunFolder) -> None:
         }
     )
     write_report(run)
+    if plan is not None:
+        where = {"run": str(run.path), "model": recipe.model.ref, "cpu": facts["cpu"]}
+        calibration.remember({**where, **calibration.compared(plan, found)})
+
+
+def _plan(run: RunFolder) -> dict[str, Any] | None:
+    """What was planned before the first step; None where nothing was."""
+    return next((event for event in timeline(run.events()) if event["event"] == "plan"), None)
 
 
 def _heldout(job: Job) -> tuple[list[dict[str, Any]], list[BothLosses]]:

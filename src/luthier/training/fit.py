@@ -13,7 +13,7 @@ from luthier import console
 from luthier.errors import LuthierError, Problem, RunError, Stopped
 from luthier.hardware.determinism import deterministic
 from luthier.model import adapters
-from luthier.report.record import RunFolder, timeline
+from luthier.report.record import Event, RunFolder, timeline
 from luthier.secrets import without_secrets
 from luthier.training import checkpoint, track
 from luthier.training.callbacks import Events, OrderlyStop
@@ -29,8 +29,12 @@ CUT_SETTINGS = ("micro_batch_tokens", "gradient_accumulation_steps")
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
-def fit(job: Job, run: RunFolder) -> None:
-    """Trains the job's adapter and saves it. Raises Stopped when a signal ended it, after saving a checkpoint."""
+def fit(job: Job, run: RunFolder, plan: Event | None = None) -> None:
+    """Trains the job's adapter and saves it. Raises Stopped when a signal ended it, after saving a checkpoint.
+
+    Args:
+        plan: of what the run takes, for the log of one that begins.
+    """
     run.write_resolved(job.choices)
     job.data.ledger.write(run.ledger_file)
     _show_choices(job)
@@ -43,7 +47,7 @@ def fit(job: Job, run: RunFolder) -> None:
     if last is not None:
         console.say(f"Going on from {last.name}")
     with Display() as display, OrderlyStop(console.say) as stop:
-        trainer = _trainer(job, run, display, stop, last)
+        trainer = _trainer(job, run, display, stop, last, plan)
         with deterministic(asked=job.recipe.train.deterministic):
             given_up = _train(trainer, run, last)
     state = trainer.state
@@ -90,14 +94,16 @@ def _refused(last: Path, error: Exception) -> RunError:
     return RunError(Problem(str(last), what, "delete that folder: the same command goes on from the one before it"))
 
 
-def _trainer(job: Job, run: RunFolder, display: Display, stop: OrderlyStop, last: Path | None) -> LuthierTrainer:
+def _trainer(
+    job: Job, run: RunFolder, display: Display, stop: OrderlyStop, last: Path | None, plan: Event | None
+) -> LuthierTrainer:
     settings, resumed = job.recipe.train, last is not None
 
     def emit(event: dict[str, Any]) -> None:
         run.log(event)
         display.event(event)
 
-    events = Events(emit, job.value("model.device"), resumed=resumed)
+    events = Events(emit, job.value("model.device"), resumed=resumed, plan=plan)
     callbacks: list[TrainerCallback] = [events, stop, *track.callbacks(job.recipe.track, run, run.name)]
     if settings.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))

@@ -18,6 +18,7 @@ from luthier.errors import TrackerError, all_of
 from luthier.hardware import compute
 from luthier.hardware.determinism import pick_deterministic
 from luthier.hardware.environment import prepare_torch
+from luthier.hardware.memory import resident_bytes
 from luthier.hub.fetch import LocalModel, fetch_data, fetch_model
 from luthier.model import adapters, load
 from luthier.recipe.schema import ModelSettings, Recipe
@@ -38,6 +39,8 @@ class Job:
     choices: dict[str, Choice[Any]]
     room: int
     """Bytes on the disk that the run needs."""
+    runtime: int
+    """Bytes that the process held before it read the weights."""
 
     def value(self, setting: str) -> Any:
         return self.choices[setting].value
@@ -61,6 +64,7 @@ def prepare_job(recipe: Recipe, began_with: Mapping[str, Choice[Any]] | None = N
         lambda: _pick_device(recipe, choices, began_with),
         lambda: adapters.check_targets(base.path, recipe.adapter, recipe.model),
     )
+    runtime = resident_bytes()
     with takeover.as_it_began(began_with):
         model = _load(recipe, base, choices)
         engine = pick_engine(model, data.train, asked=recipe.train.engine)
@@ -80,7 +84,7 @@ def prepare_job(recipe: Recipe, began_with: Mapping[str, Choice[Any]] | None = N
     choices["tokens of an epoch"] = plan.saved_tokens(engine.value, data.train, recipe.train, steps, budget.value)
     choices = takeover.reasons(choices, began_with)
     needed = room.needed(model, recipe.train, total, base.path)
-    return Job(asked, base, renderer, data, model, engine.value, steps, choices, needed)
+    return Job(asked, base, renderer, data, model, engine.value, steps, choices, needed, runtime)
 
 
 def _prepare_data(recipe: Recipe, base: LocalModel, renderer: Renderer, choices: dict[str, Choice[Any]]) -> Prepared:

@@ -55,8 +55,12 @@ def check_heldout(settings: TrainSettings, heldout: bool) -> None:
         raise RecipeError(*(Problem(f"train.{name}", what, fix) for name in needing))
 
 
-def pick_checkpointing(settings: TrainSettings, found: Activations, steps: Steps, device: str) -> Choice[int]:
+def pick_checkpointing(
+    settings: TrainSettings, found: Activations, steps: Steps, device: str, *, to_come: int = 0
+) -> Choice[int]:
     """How many layers to recompute: as few as let the longest row and a micro-batch of useful size fit.
+
+    `to_come`: bytes of what is free that the weights will take, where they are not loaded yet.
 
     Raises RecipeError for layers that the model does not have.
     """
@@ -67,7 +71,7 @@ def pick_checkpointing(settings: TrainSettings, found: Activations, steps: Steps
         raise _cannot_checkpoint(f"the model has {found.layers} layers that can be recomputed, not {asked}")
     if asked != "auto":
         return Choice(found.layers if asked is True else int(asked), ASKED)
-    tokens, free = _needed_tokens(settings, steps, device), _free_bytes(settings, device)
+    tokens, free = _needed_tokens(settings, steps, device), _free_bytes(settings, device, to_come)
     count = found.layers_to_recompute(tokens, MEMORY_SHARE * free)
     taken, less = (f"{tokens * found.bytes_per_token(layers) / 1e9:.1f}" for layers in (0, count))
     needs = f"{tokens:,} tokens at once take about {taken} of {free / 1e9:.1f} GB free"
@@ -97,8 +101,10 @@ def _needed_tokens(settings: TrainSettings, steps: Steps, device: str) -> int:
     return max(longest, min(sum(steps.lengths), USEFUL_TOKENS[device] if asked == "auto" else asked))
 
 
-def _free_bytes(settings: TrainSettings, device: str) -> int:
-    return available_bytes("cpu" if settings.offload_activations else device)
+def _free_bytes(settings: TrainSettings, device: str, to_come: int) -> int:
+    if settings.offload_activations:
+        return available_bytes("cpu")
+    return max(0, available_bytes(device) - to_come)
 
 
 def pick_save_steps(settings: TrainSettings, steps: int, eval_steps: int) -> Choice[int]:
@@ -117,12 +123,14 @@ def pick_eval_steps(settings: TrainSettings, steps: int) -> Choice[int]:
     return Choice(max(1, math.ceil(steps / 5)), "five evaluations in a run, besides the one before it")
 
 
-def pick_micro_batch(settings: TrainSettings, found: Activations, recomputed: int, device: str) -> Choice[int]:
+def pick_micro_batch(
+    settings: TrainSettings, found: Activations, recomputed: int, device: str, *, to_come: int = 0
+) -> Choice[int]:
     """Tokens of a micro-batch: as many as the device can use and memory can hold."""
     if settings.micro_batch_tokens != "auto":
         return Choice(settings.micro_batch_tokens, ASKED)
     each = found.bytes_per_token(recomputed)
-    free = _free_bytes(settings, device)
+    free = _free_bytes(settings, device, to_come)
     fitting = max(1, int(MEMORY_SHARE * free / each))
     if fitting < MOST_TOKENS[device]:
         return Choice(fitting, f"half of the {free / 1e9:.1f} GB free, at about {each / 1e6:.1f} MB a token")

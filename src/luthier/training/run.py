@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from luthier.errors import Problem, RunError, Stopped, Terminated, all_of
 from luthier.hardware.environment import importing
-from luthier.recipe.load import load_recipe, parse_recipe
+from luthier.recipe.load import as_recipe
 from luthier.recipe.schema import Recipe
 from luthier.report.record import RunFolder
 from luthier.report.refuse import refuse_secrets
@@ -25,7 +26,7 @@ def train(recipe: Recipe | dict[str, Any] | str | Path, *, fresh: bool = False) 
         InputError: anything that would keep the run from finishing, before the first step.
         Stopped: a signal ended it, and the same call goes on.
     """
-    recipe = _as_recipe(recipe)
+    recipe = as_recipe(recipe)
     run = RunFolder(recipe.output)
     all_of(partial(refuse_secrets, recipe), run.create)
     try:
@@ -38,10 +39,12 @@ def train(recipe: Recipe | dict[str, Any] | str | Path, *, fresh: bool = False) 
 
 
 def _train(run: RunFolder, recipe: Recipe, *, going_on: bool) -> None:
+    began = time.perf_counter()
     with importing():  # heavy libraries, only now: a wrong recipe is refused at once
         from luthier.training import room
         from luthier.training.finish import finish
         from luthier.training.fit import fit
+        from luthier.training.forecast.plan import before_training
         from luthier.training.job import prepare_job
 
     job = prepare_job(recipe, run.read_resolved() if going_on else {})
@@ -51,8 +54,8 @@ def _train(run: RunFolder, recipe: Recipe, *, going_on: bool) -> None:
     else:
         run.clear()  # only now that the new run can begin
     run.write_recipe(recipe)
-    fit(job, run)
-    finish(job, run)
+    fit(job, run, None if going_on else before_training(job, began))
+    finish(job, run, None if going_on else began)
 
 
 def goes_on(run: RunFolder, recipe: Recipe, *, fresh: bool) -> bool:
@@ -67,12 +70,6 @@ def goes_on(run: RunFolder, recipe: Recipe, *, fresh: bool) -> bool:
     if run.state() == "finished":
         raise RunError(Problem(str(run.path), "this run is finished", again))
     return True
-
-
-def _as_recipe(recipe: Recipe | dict[str, Any] | str | Path) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    return parse_recipe(recipe) if isinstance(recipe, dict) else load_recipe(recipe)
 
 
 def _changed(old: Recipe, new: Recipe) -> list[str]:

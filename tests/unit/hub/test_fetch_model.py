@@ -82,6 +82,22 @@ def test_what_is_cached_needs_no_network(standin: Standin, monkeypatch: pytest.M
 
 
 @BOTH
+def test_without_weights_none_are_asked_for(standin: Standin, hub: str) -> None:
+    standin.add_model(hub, "a/b", FILES)
+    model = fetch_model("a/b", weights=False)
+    assert names(model.path) == FETCHED - {"model.safetensors"}
+    assert standin.asked("model.safetensors") == []
+    whole = fetch_model("a/b")  # is another folder: it is complete or not there
+    assert names(whole.path) == FETCHED
+    assert fetch_model("a/b", weights=False) == whole  # and is taken where it is there
+
+
+def test_a_model_without_safetensors_is_refused_before_its_config_is_fetched(standin: Standin) -> None:
+    standin.add_model("hf", "a/b", {"config.json": b"{}", "pytorch_model.bin": b"pickle"})
+    assert "its weights are pickle files only" in fail("hf:a/b", weights=False)
+
+
+@BOTH
 def test_an_interrupted_transfer_goes_on_where_it_stopped(standin: Standin, hub: str) -> None:
     standin.add_model(hub, "a/b", FILES)
     standin.faults["model.safetensors"] = Fault("cut", at=100_000, times=1)

@@ -124,7 +124,7 @@ def test_planned_and_actual(finished: RunFolder, record: dict[str, Any]) -> None
     record["plan"] = {"peak_memory_bytes": 2_123_000_000, "seconds": 168.66, "confidence": "high", "steps": None}
     finished.write_record(record)
     line = Page(write_report(finished)).line
-    assert "planned actual off by peak memory 2.1 GB 1.9 GB +10 % time 2m49s 3m07s −10 %" in line
+    assert "planned actual off by peak memory 2.1 GB 1.9 GB +10 % time of the steps 2m49s 3m07s −10 %" in line
 
 
 def test_page_in_chinese(finished: RunFolder) -> None:

@@ -1,0 +1,316 @@
+"""`luthier plan`: what a recipe will take, before anything is loaded; and what a job will, before its first step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from luthier import console
+from luthier.choice import Choice
+from luthier.data.prepare import Prepared, pick_max_length
+from luthier.data.preview import lengths_of
+from luthier.data.render import Example
+from luthier.data.steps import Steps
+from luthier.engine.choose import has_dropout, pick_engine
+from luthier.engine.engines import Engine
+from luthier.hardware.memory import available_bytes, peak_bytes, resident_bytes
+from luthier.model import adapters
+from luthier.recipe.schema import Recipe
+from luthier.training import activations, job, plan, room, takeover
+from luthier.training.forecast import memory, rates, subject
+from luthier.training.forecast.memory import Memory
+from luthier.training.forecast.rates import Rates
+from luthier.training.forecast.seconds import READ_PER_SECOND, Seconds, seconds
+from luthier.training.forecast.sketch import Sketch
+from luthier.training.forecast.workload import Piece, Workload, cut_of, imagined, workload
+
+SMALLEST_SHARE = 0.5  # of the free memory: what the rehearsed layers may take
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that a run may take: of the device's memory, and of the host's."""
+
+    device: int
+    host: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes. `seconds` and `work` are None where no rows are at hand."""
+
+    model: str
+    device: str
+    dtype: str
+    weights: int
+    """How many, the adapter's with them."""
+    layers: int
+    recomputed: int
+    tokens: int
+    """Of the largest micro-batch."""
+    memory: Memory
+    room: Room
+    seconds: Seconds | None = None
+    work: Workload | None = None
+    rates: Rates | None = None
+    choices: dict[str, Choice[Any]] = field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.peak <= self.room.device and sum(self.memory.host.values()) <= self.room.host
+
+    @property
+    def token_seconds(self) -> float | None:
+        """Of a token that the layers compute."""
+        if self.seconds is None or self.work is None:
+            return None
+        return self.seconds.steps / max(1, sum(piece.tokens for piece in self.work.pieces))
+
+    def to_json(self) -> dict[str, Any]:
+        """As `plan.json` of a run's folder and `luthier plan --json` have it. Bytes and seconds."""
+        work = self.work
+        return {
+            "model": self.model,
+            "device": self.device,
+            "dtype": self.dtype,
+            "weights": self.weights,
+            "layers": self.layers,
+            "recomputed_layers": self.recomputed,
+            "micro_batch_tokens": self.tokens,
+            "memory": self.memory.to_json(),
+            "room": vars(self.room),
+            "fits": self.fits,
+            "seconds": None if self.seconds is None else self.seconds.to_json(),
+            "tokens": None if work is None else tokens_of(work),
+            "products_per_second": None if self.rates is None else self.rates.products,
+        }
+
+
+def tokens_of(work: Workload) -> dict[str, int]:
+    """Of an epoch and of the whole run: those of the rows, those that the layers compute, and of padded batches."""
+    return {
+        "steps": work.steps,
+        "real": sum(work.real),
+        "padded": work.padded,
+        "computed": work.computed,
+        "run_real": work.trained,
+        "run_computed": sum(piece.tokens for piece in work.pieces),
+    }
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A model, rows and a machine, for which recipes that differ in their settings can be planned.
+
+    data: None where there are no rows, or no tokenizer. loading: asked when all is measured for the seconds until then.
+    to_come: whether the weights are yet to be loaded. free: what there is.
+    """
+
+    config: Any
+    ref: str
+    data: Prepared | None
+    device: str
+    runtime: int
+    loading: Callable[[], float]
+    engine: str
+    share: bool
+    free: Room
+    to_come: bool = True
+    sketches: dict[Any, Sketch] = field(default_factory=dict)
+    measured: dict[str, Rates] = field(default_factory=dict)
+
+    def plan(self, recipe: Recipe, dtype: str, measure: Callable[[Workload], Rates | None] = lambda work: None) -> Plan:
+        """What this recipe takes in this dtype. `measure` is asked once a dtype for rates."""
+        sketch = self.sketch(recipe, dtype)
+        sizes = sketch.sizes
+        rows = self.data.train if self.data else self._imagined(recipe)
+        steps = plan.steps_of(recipe.train, rows)
+        ahead = sizes[0] if self.to_come else 0
+        found = sketch.kept_per_token([max(rows, key=lambda row: len(row.input_ids))])
+        layers = plan.pick_checkpointing(recipe.train, found, steps, self.device, to_come=ahead)
+        budget = plan.pick_micro_batch(recipe.train, found, layers.value, self.device, to_come=ahead)
+        choices = {"train.gradient_checkpointing": layers, "train.micro_batch_tokens": budget}
+        work = self._work(recipe, steps, sketch.engine, budget.value)
+        dearest = (
+            work.dearest
+            if work
+            else cut_of(recipe.train, budget.value).dearest(rows, [range(len(rows))], sketch.engine)
+        )
+        taken = max((sketch.take(batch, layers.value) for batch in dearest), key=lambda each: each.total)
+        stored_dtype = getattr(torch, self._stored_dtype)
+        stored = sizes[0] * stored_dtype.itemsize // sketch.dtype.itemsize if stored_dtype != sketch.dtype else 0
+        needs = memory.memory(
+            self.device,
+            sizes,
+            taken,
+            stored=stored,
+            runtime=self.runtime,
+            half=dtype == "bfloat16",
+            shapes=_shapes(work, len(dearest)),
+            offloaded=recipe.train.offload_activations,
+        )
+        planned = Plan(
+            self.ref, self.device, dtype, sizes[2], sketch.layers, layers.value,
+            max(map(sketch.engine.cost, dearest)), needs, self.free, choices=choices, work=work,
+        )  # fmt: skip
+        if work is None:
+            return planned
+        if dtype not in self.measured and (found_rates := measure(work)) is not None:
+            self.measured[dtype] = found_rates
+        if dtype not in self.measured:
+            return planned
+        spent = seconds(
+            work,
+            self.measured[dtype],
+            layers=sketch.layers,
+            recomputed=layers.value,
+            loading=self.loading() + (sizes[0] / READ_PER_SECOND if self.to_come else 0),
+            saved_bytes=room.BYTES_PER_WEIGHT * sizes[1] // 4,
+            dearest=[Piece.of(batch, sketch.engine) for batch in dearest],
+        )
+        return replace(planned, seconds=spent, rates=self.measured[dtype])
+
+    def of(self, data: Prepared) -> Forecast:
+        """The same with other rows."""
+        return replace(self, data=data)
+
+    def sketch(self, recipe: Recipe, dtype: str) -> Sketch:
+        name = dtype, recipe.adapter.model_dump_json()
+        if name not in self.sketches:
+            remote = recipe.model.trust_remote_code
+            self.sketches[name] = Sketch(
+                self.config, recipe.adapter, dtype=dtype, device=self.device, engine=self.engine,
+                share=self.share, remote_code=remote,
+            )  # fmt: skip
+        return self.sketches[name]
+
+    @property
+    def _stored_dtype(self) -> str:
+        return str(getattr(self.config, "dtype", None) or "float32").removeprefix("torch.")
+
+    def _imagined(self, recipe: Recipe) -> list[Example]:
+        text = self.config.get_text_config()
+        longest = pick_max_length(recipe.data, getattr(text, "max_position_embeddings", None)).value
+        asked = recipe.train.micro_batch_tokens
+        tokens = max(longest, plan.MOST_TOKENS[self.device] if asked == "auto" else asked)
+        return imagined(longest, tokens, text.vocab_size)
+
+    def _work(self, recipe: Recipe, steps: Steps, engine: Engine, tokens: int) -> Workload | None:
+        if self.data is None:
+            return None
+        total = plan.total_steps(recipe.train, steps)
+        eval_steps = plan.pick_eval_steps(recipe.train, total).value
+        save_steps = plan.pick_save_steps(recipe.train, total, eval_steps).value
+        return workload(recipe, self.data, steps, engine, tokens=tokens, eval_steps=eval_steps, save_steps=save_steps)
+
+
+def of_recipe(recipe: Recipe, began: float) -> tuple[Plan, Forecast, dict[str, Any] | None]:
+    """The plan of a recipe whose weights need not be there, and the lengths of its rows where those are.
+
+    Args:
+        began: `time.perf_counter()` when the command began.
+    """
+    choices: dict[str, Choice[Any]] = {}
+    config, folder = subject.read_config(recipe.model)
+    data = subject.read_rows(recipe, folder, choices)
+    job._pick_device(recipe, choices, {})
+    device, dtype = choices["model.device"].value, choices["model.dtype"].value
+    torch.set_num_threads(choices["threads"].value)
+    free, reading = room_now(device), time.perf_counter() - began
+    forecast = Forecast(
+        config, recipe.model.ref, data, device, memory.runtime_bytes(),
+        lambda: reading, "plain" if recipe.train.engine == "plain" else "flat",
+        share=recipe.adapter.dropout == 0 and not has_dropout(_Only(config)), free=free,
+    )  # fmt: skip
+
+    def measure(work: Workload) -> Rates | None:
+        engine = forecast.sketch(recipe, dtype).engine
+        name = rates.key(config, work, engine, **_facts(recipe, device, dtype, forecast.engine))
+        if (found := rates.kept(name, device, dtype)) is not None:
+            return found
+        console.say("Rehearsing a few layers …")
+        model = rates.short_model(config, dtype=dtype, device=device, remote_code=recipe.model.trust_remote_code)
+        model = adapters.attach(model, recipe.adapter)
+        assert data is not None
+        timed = rates.measure(model, pick_engine(model, data.train, asked=recipe.train.engine).value, work, dtype)
+        rates.keep(name, timed)
+        return timed
+
+    planned = forecast.plan(recipe, dtype, measure)
+    lengths = None
+    if data is not None:
+        labelled = sum(row.num_labels for row in data.train)
+        lengths = lengths_of([len(row.input_ids) for row in data.train], labelled).to_json()
+    return replace(planned, choices={**choices, **planned.choices}), forecast, lengths
+
+
+def of_job(made: job.Job, began: float) -> Plan:
+    """The plan of a job, whose model is loaded. What it has chosen is taken as it is."""
+    recipe = takeover.settled(made.recipe, made.choices)
+    device, dtype = made.value("model.device"), made.value("model.dtype")
+    model, engine = made.model, made.engine
+    forecast = Forecast(
+        model.config, recipe.model.ref, made.data, device, made.runtime,
+        lambda: time.perf_counter() - began, engine.name, share=getattr(engine, "share", False),
+        free=room_now(device), to_come=False,
+    )  # fmt: skip
+
+    def measure(work: Workload) -> Rates:
+        name = rates.key(model.config, work, engine, **_facts(recipe, device, dtype, engine.name))
+        found = rates.kept(name, device, dtype)
+        if found is None:
+            console.say("Rehearsing a few layers …")
+            recomputed = [layer for layer in activations.decoder_layers(model) if layer.gradient_checkpointing]
+            for layer in recomputed:
+                layer.gradient_checkpointing = False  # type: ignore[assignment]
+            found = rates.measure(model, engine, work, dtype)
+            for layer in recomputed:
+                layer.gradient_checkpointing = True  # type: ignore[assignment]
+            rates.keep(name, found)
+        return found
+
+    return forecast.plan(recipe, dtype, measure)
+
+
+def before_training(made: job.Job, began: float) -> dict[str, Any] | None:
+    """The plan for the run's log, or None: whatever a model's own code cannot do without weights, it can with them."""
+    before = peak_bytes(made.value("model.device"))
+    try:
+        return {**of_job(made, began).to_json(), "peak_before": before}
+    except Exception as error:
+        console.warn(f"memory and time could not be planned ({str(error).partition(chr(10))[0][:200]})")
+        return None
+
+
+def room_now(device: str) -> Room:
+    """What is free, and what this process holds already."""
+    host = available_bytes("cpu") + resident_bytes()
+    if device == "cuda":
+        return Room(available_bytes("cuda") + torch.cuda.memory_reserved(), host)
+    return Room(host, host)
+
+
+def _facts(recipe: Recipe, device: str, dtype: str, engine: str) -> dict[str, Any]:
+    return {"device": device, "dtype": dtype, "way": engine, "adapter": recipe.adapter.model_dump()}
+
+
+def _shapes(work: Workload | None, dearest: int) -> int:
+    """Micro-batches of a run, each of which is likely of a size of its own. Of a run that nothing is known of: many."""
+    if work is None:
+        return 10**6
+    answered = memory.OF_ANSWERS if work.questions else 0
+    return len(work.pieces) + len(work.heldout) + len(work.samples) + dearest + answered
+
+
+class _Only:
+    """A config where a model is asked for: it has no modules."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def modules(self) -> list[Any]:
+        return []

@@ -1,0 +1,300 @@
+"""How fast this machine is at this model: a few of its layers rehearsed on the run's own micro-batches, and kept.
+
+Layers of one kind take the same time, so the whole model is its layers' time times their number, and what lies outside
+of them. The first layer of a model computes no gradient of its input, so it is left out of the count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier.data.render import Example
+from luthier.engine.engines import Engine, PlainEngine, install
+from luthier.engine.instance import evaluating, in_mode
+from luthier.hardware import compute
+from luthier.hardware.probe import cpu_name
+from luthier.hub.cache import cache_dir
+from luthier.report import disk
+from luthier.training import activations
+from luthier.training.forecast.sketch import period, shortened
+from luthier.training.forecast.workload import Piece, Workload
+
+SECONDS, MOST = (
+    0.4,
+    12,
+)  # for each micro-batch: repeated for so long, at most so many times; once after a warm-up at least
+NEW_TOKENS = 2, 8  # of the answers that are timed: their difference knows nothing of the prompt
+SAME_SPEED = 0.25  # a machine that was busy with something else then, or is now, is measured again
+LIBRARIES = ("torch", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of one micro-batch: of one layer forward and backward, and of all else."""
+
+    tokens: int
+    labels: int
+    forward: float
+    backward: float
+    outside: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured. `steps`: training; `heldout`: an evaluation, without gradients.
+
+    new_token, outside_token: seconds of a layer, and of all else, for one more token of every answer.
+    update: seconds of clipping and optimizer for the adapter of one layer.
+    products: FLOP/s of plain matrix products in this dtype.
+    """
+
+    steps: list[Timed]
+    heldout: Timed
+    new_token: float
+    outside_token: float
+    update: float
+    products: float
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def scaled(self, share: float) -> Rates:
+        """A guess at another dtype, whose products take this share of the time: all else is taken to follow them."""
+        timed = [
+            dataclasses.replace(
+                each, forward=each.forward * share, backward=each.backward * share, outside=each.outside * share
+            )
+            for each in (*self.steps, self.heldout)
+        ]
+        return dataclasses.replace(self, steps=timed[:-1], heldout=timed[-1], products=self.products / share)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Rates:
+        steps = [Timed(**each) for each in raw["steps"]]
+        return cls(**{**raw, "steps": steps, "heldout": Timed(**raw["heldout"])})
+
+
+def key(config: Any, workload: Workload, engine: Engine, **facts: Any) -> str:
+    """What a measurement depends on: machine, versions, threads, dtype, the model's shape, and the micro-batches."""
+    shape = {name: value for name, value in config.to_dict().items() if not name.startswith("_")}
+    facts |= {
+        "cpu": cpu_name(),
+        "versions": [importlib.metadata.version(name) for name in LIBRARIES],
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if facts["device"] == "cuda" else None,
+        "shape": shape,
+        "samples": [dataclasses.astuple(Piece.of(batch, engine)) for batch in workload.samples],
+        "questions": workload.questions,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def kept(name: str, device: str, dtype: str) -> Rates | None:
+    """What an earlier command measured; None where the machine is now faster or slower at plain products."""
+    try:
+        found = Rates.from_json(json.loads(_file(name).read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if abs(_products(device, dtype) / max(found.products, 1.0) - 1) <= SAME_SPEED else None
+
+
+def keep(name: str, rates: Rates) -> None:
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs some seconds the next time
+        _file(name).parent.mkdir(parents=True, exist_ok=True)
+        disk.replace(_file(name), json.dumps(rates.to_json()).encode())
+
+
+def _file(name: str) -> Path:
+    return cache_dir() / "rates" / f"{name}.json"
+
+
+def short_model(config: Any, *, dtype: str, device: str, remote_code: bool = False) -> Any:
+    """The model's first layers with arbitrary weights: as many as there are kinds of them, and one before."""
+    from transformers import AutoModelForCausalLM
+
+    short = shortened(config, timed_layers(config) + 1)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(short, dtype=getattr(torch, dtype), trust_remote_code=remote_code)
+    model = model.to_empty(device=device).requires_grad_(False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-0.05, 0.05)
+        for buffer in model.buffers():
+            buffer.zero_()
+    return model
+
+
+def timed_layers(config: Any) -> int:
+    layers: int = config.get_text_config().num_hidden_layers
+    return min(period(config), layers - 1)
+
+
+def measure(model: Any, engine: Engine, workload: Workload, dtype: str) -> Rates:
+    """Times the first layers of this model, which may be a whole one, with its adapter and engine.
+
+    Random numbers and gradients are left as they were.
+    """
+    device = model.device.type
+    with torch.random.fork_rng(), _first_layers(model, timed_layers(model.config) + 1):
+        clock = _Clock(model, device)
+        steps = [_step(model, engine, batch, clock) for batch in workload.samples]
+        middle = workload.samples[len(workload.samples) // 2]
+        heldout = _heldout(model, engine, middle, clock)
+        update = _update(model)
+        new_token, outside = _answers(model, engine, clock, max(1, workload.questions))
+    return Rates(steps, heldout, new_token, outside, update, _products(device, dtype))
+
+
+def _products(device: str, dtype: str) -> float:
+    rate = compute.measure_rate(device, dtype)
+    return 0.0 if isinstance(rate, str) else rate
+
+
+class _Clock:
+    """When each layer begins and ends, forward and backward. The first one is not looked at."""
+
+    def __init__(self, model: Any, device: str) -> None:
+        self.layers, self.device = activations.decoder_layers(model), device
+        self.forward: list[float] = []
+        self.marks: list[float] = []
+
+    def now(self) -> float:
+        if self.device != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        began: list[float] = []
+
+        def enter(*_: Any) -> None:
+            began.append(self.now())
+
+        def leave(module: Any, inputs: Any, output: Any) -> None:
+            self.forward.append(self.now() - began.pop())
+            hidden = output[0] if isinstance(output, tuple) else output
+            if hidden.requires_grad:
+                hidden.register_hook(lambda gradient: self.marks.append(self.now()))
+
+        hooks = [h for x in self.layers for h in (x.register_forward_pre_hook(enter), x.register_forward_hook(leave))]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def time(self, work: Callable[[], object]) -> tuple[float, float, float]:
+        """Seconds of a layer forward, backward, and of the whole: the medians of some repetitions."""
+        found: list[tuple[float, float, float]] = []
+        first = self.now()
+        while len(found) < 2 or (self.now() - first < SECONDS and len(found) <= MOST):
+            self.forward, self.marks = [], []
+            began = self.now()
+            with self.watching():
+                work()
+            whole = self.now() - began
+            own = self.forward[1 : len(self.layers)] or self.forward
+            backward = (self.marks[-1] - self.marks[0]) / (len(self.marks) - 1) if len(self.marks) > 1 else 0.0
+            found.append((statistics.fmean(own), backward, whole))
+        forward, backward, whole = (statistics.median(each) for each in zip(*found[1:], strict=True))
+        return forward, backward, whole
+
+
+def _step(model: Any, engine: Engine, batch: Sequence[Example], clock: _Clock) -> Timed:
+    def work() -> None:
+        engine.loss_sum(model, batch).backward()  # type: ignore[no-untyped-call]
+        model.zero_grad()
+
+    with in_mode(model, training=True):
+        forward, backward, whole = clock.time(work)
+    layers = len(clock.layers)
+    if layers == 1:
+        backward = whole / 2 - forward
+    piece = Piece.of(batch, engine)
+    return Timed(piece.tokens, piece.labels, forward, backward, max(0.0, whole - layers * (forward + backward)))
+
+
+def _heldout(model: Any, engine: Engine, batch: Sequence[Example], clock: _Clock) -> Timed:
+    with evaluating(model), torch.no_grad():
+        forward, _, whole = clock.time(lambda: engine.loss_sum(model, batch))
+    piece = Piece.of(batch, engine)
+    return Timed(piece.tokens, piece.labels, forward, 0.0, max(0.0, whole - len(clock.layers) * forward))
+
+
+def _update(model: Any) -> float:
+    """Of gradient clipping and AdamW, for one layer's adapter."""
+    learned = [p.detach().clone().requires_grad_() for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=0.0)
+    seconds = []
+    for _ in range(3):
+        for parameter in learned:
+            parameter.grad = torch.zeros_like(parameter)
+        began = time.perf_counter()
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds) / len(activations.decoder_layers(model) or [model])
+
+
+def _answers(model: Any, engine: Engine, clock: _Clock, questions: int) -> tuple[float, float]:
+    """Seconds of a layer, and of all else, for one more token of each answer, as `inference.generate` asks for it.
+
+    Means of the tuned model and the base model, which answer the same questions.
+    """
+    ids = torch.ones(questions, 8, dtype=torch.long, device=model.device)
+    few, many = NEW_TOKENS
+
+    def answer(tokens: int) -> None:
+        options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+
+    def timed() -> tuple[float, float]:
+        _, _, shorter = clock.time(partial(answer, few))
+        _, _, longer = clock.time(partial(answer, many))
+        layer = statistics.median(clock.forward[len(clock.layers) :])  # without the prompt's
+        return layer, max(0.0, (longer - shorter) / (many - few) - len(clock.layers) * layer)
+
+    install(model, PlainEngine())
+    try:
+        with evaluating(model), torch.no_grad():
+            tuned = timed()
+            with model.disable_adapter():
+                base = timed()
+    finally:
+        install(model, engine)
+    return (tuned[0] + base[0]) / 2, (tuned[1] + base[1]) / 2
+
+
+@contextlib.contextmanager
+def _first_layers(model: Any, count: int) -> Iterator[None]:
+    """The model with its first layers alone."""
+    layers = activations.decoder_layers(model)
+    holders = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    holder = next((each for each in holders if list(each) == layers), None)
+    if holder is None or count >= len(layers):
+        yield
+        return
+    config, whole = model.config.get_text_config(), dict(holder._modules)
+    before = config.num_hidden_layers
+    for name in list(whole)[count:]:
+        del holder._modules[name]
+    config.num_hidden_layers = count
+    try:
+        yield
+    finally:
+        holder._modules.clear()
+        holder._modules.update(whole)
+        config.num_hidden_layers = before

@@ -1,0 +1,72 @@
+"""The parts of a run's memory, to the byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from luthier.training.forecast import memory
+from luthier.training.forecast.memory import CONTEXT, LATER, Memory
+from luthier.training.forecast.sketch import Taken
+
+SIZES = (10**9, 10**7, 510 * 10**6)
+TAKEN = Taken(activations=2 * 10**9, logits=3 * 10**8, kept=15 * 10**8)
+
+
+def found(device: str, **changed: Any) -> Memory:
+    options: dict[str, Any] = {"stored": 0, "runtime": 4 * 10**8, "shapes": 36, "half": False, **changed}
+    return memory.memory(device, SIZES, TAKEN, **options)
+
+
+@pytest.fixture
+def holes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "leaves_holes", lambda: True)
+
+
+STEADY = {"weights": 10**9, "adapter": 10**7, "gradients": 10**7, "optimizer": 2 * 10**7}
+COMPUTING = {**STEADY, "activations": 2 * 10**9, "logits": 3 * 10**8}
+
+
+def test_on_a_cpu_all_is_in_one_place(holes: None) -> None:
+    whole = found("cpu")
+    assert whole.device == {**COMPUTING, "holes": 42 * 10**7, "runtime": 4 * 10**8 + LATER}
+    assert whole.host == {}
+    assert whole.peak == whole.measurable == 4_230_000_000
+
+
+def test_where_the_allocator_leaves_no_holes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "leaves_holes", lambda: False)
+    assert found("cpu").device["holes"] == 0
+
+
+def test_in_bfloat16_programs_for_shapes_pile_up() -> None:
+    assert [found("cpu", half=True, shapes=n).device["kernels"] for n in (0, 36, 10**6)] == [
+        0,
+        916574810,
+        1_450_000_000,
+    ]
+
+
+def test_reading_weights_into_another_dtype_may_be_the_peak() -> None:
+    reading = found("cpu", stored=4 * 10**9)
+    assert reading.device == {"weights": 10**9, "weight files": 4 * 10**9, "runtime": 4 * 10**8}
+
+
+def test_on_a_gpu() -> None:
+    whole = found("cuda")
+    assert whole.device == {**COMPUTING, "runtime": CONTEXT}
+    assert whole.host == {"weights while read": 10**9, "runtime": 4 * 10**8 + LATER}
+    assert (whole.peak, whole.measurable) == (3_940_000_000, 3_340_000_000)
+    assert whole.to_json() == {
+        "peak_bytes": 3_940_000_000,
+        "measurable_bytes": 3_340_000_000,
+        "device": whole.device,
+        "host": whole.host,
+    }
+
+
+def test_what_is_offloaded_waits_in_the_host() -> None:
+    whole = found("cuda", offloaded=True)
+    assert whole.device["activations"] == 5 * 10**8
+    assert whole.host["activations"] == 15 * 10**8
