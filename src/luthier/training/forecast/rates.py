@@ -32,10 +32,8 @@ from luthier.training import activations
 from luthier.training.forecast.sketch import period, shortened
 from luthier.training.forecast.workload import Piece, Workload
 
-SECONDS, MOST = (
-    0.4,
-    12,
-)  # for each micro-batch: repeated for so long, at most so many times; once after a warm-up at least
+# For each micro-batch: how long and how often at most; once after a warm-up at least.
+SECONDS, MOST = 0.4, 12
 NEW_TOKENS = 2, 8  # of the answers that are timed: their difference knows nothing of the prompt
 SAME_SPEED = 0.25  # a machine that was busy with something else then, or is now, is measured again
 LIBRARIES = ("torch", "transformers", "peft")
