@@ -23,6 +23,7 @@ from luthier.cli.merge import merge
 from luthier.cli.report import report
 from luthier.cli.runs import runs
 from luthier.cli.train import train
+from luthier.cli.watch import watch
 from luthier.errors import LuthierError
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fetch": fetch,
     "data": data,
     "train": train,
+    "watch": watch,
     "eval": evaluate,
     "chat": chat,
     "merge": merge,

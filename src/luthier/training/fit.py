@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from luthier import console
 from luthier.errors import LuthierError, Problem, RunError, Stopped
+from luthier.evaluation.answers import questions
 from luthier.hardware.determinism import deterministic
 from luthier.model import adapters
+from luthier.report.events import Event
 from luthier.report.record import RunFolder, timeline
 from luthier.secrets import without_secrets
 from luthier.training import checkpoint, track
@@ -21,7 +23,9 @@ from luthier.training.cut import Cut, is_out_of_memory
 from luthier.training.display import Display
 from luthier.training.guard import Guard
 from luthier.training.job import Job
+from luthier.training.sample import Sample
 from luthier.training.trainer import LuthierTrainer, StepDataset, StepGivenUp
+from luthier.training.utilization import utilization
 
 GOES_ON = "the same command goes on from there"
 CUT_SETTINGS = ("micro_batch_tokens", "gradient_accumulation_steps")
@@ -42,7 +46,7 @@ def fit(job: Job, run: RunFolder) -> None:
     last = checkpoint.settle(run.checkpoints_dir)
     if last is not None:
         console.say(f"Going on from {last.name}")
-    with Display() as display, OrderlyStop(console.say) as stop:
+    with Display(run.name, job.recipe.model.ref, timeline(run.events())) as display, OrderlyStop(console.say) as stop:
         trainer = _trainer(job, run, display, stop, last)
         with deterministic(asked=job.recipe.train.deterministic):
             given_up = _train(trainer, run, last)
@@ -93,12 +97,20 @@ def _refused(last: Path, error: Exception) -> RunError:
 def _trainer(job: Job, run: RunFolder, display: Display, stop: OrderlyStop, last: Path | None) -> LuthierTrainer:
     settings, resumed = job.recipe.train, last is not None
 
-    def emit(event: dict[str, Any]) -> None:
-        run.log(event)
-        display.event(event)
+    trackers = track.callbacks(job.recipe.track, run, run.name)
+
+    def emit(event: Event) -> None:
+        timed = {"time": time.time(), **event}
+        run.log(timed)
+        display.event(timed)
+        for tracker in trackers:
+            tracker.event(timed)
 
     events = Events(emit, job.value("model.device"), resumed=resumed)
-    callbacks: list[TrainerCallback] = [events, stop, *track.callbacks(job.recipe.track, run, run.name)]
+    events.utilization = utilization(job.model, job.value("model.device"), job.value("model.dtype"))
+    callbacks: list[TrainerCallback] = [events, stop, *trackers]
+    for prompt, _ in questions(job.data.heldout_conversations, job.recipe.prompts, job.recipe.data.system)[:1]:
+        callbacks.append(Sample(job.renderer, job.engine, prompt, emit, stop.asked))
     if settings.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
 
@@ -118,7 +130,7 @@ def _trainer(job: Job, run: RunFolder, display: Display, stop: OrderlyStop, last
         stop_asked=stop.asked,
         callbacks=callbacks,
     )
-    events.counted = lambda: (trainer.trained_tokens, trainer.computed_tokens)
+    events.counted = lambda: (trainer.trained_tokens, trainer.computed_tokens, trainer.trained_labels)
     trainer.cut.on_halved = lambda tokens: emit(
         {"event": "memory", "step": trainer.state.global_step, "micro_batch_tokens": tokens}
     )
