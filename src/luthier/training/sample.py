@@ -16,7 +16,7 @@ from luthier.inference.generate import begin_answer
 from luthier.report.events import Event
 from luthier.training import randomness
 
-MAX_NEW_TOKENS = 48  # enough to see whom the model takes itself for, and a fraction of what the evaluation takes
+MAX_NEW_TOKENS = 32  # enough to see whom the model takes itself for; each costs as much as some 20 tokens trained
 
 
 class Sample(TrainerCallback):  # type: ignore[misc]

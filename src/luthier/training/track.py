@@ -115,7 +115,7 @@ class Guarded(TrainerCallback):  # type: ignore[misc]
 
     def event(self, event: Mapping[str, Any]) -> None:
         """One of the run's own events, for what the Trainer does not tell of: sample answers."""
-        if event["event"] == "sample" and self._open is not None:
+        if event["event"] == "sample" and self._open is not None and not self._over:
             with self._guard():
                 self._open.text(event["step"], event["prompt"], event["answer"])
 
