@@ -21,12 +21,14 @@ Emit = Callable[[Event], None]
 class Events(TrainerCallback):  # type: ignore[misc]
     """Turns the Trainer's callbacks into the events of events.jsonl.
 
-    `counted()` gives the tokens trained, computed and labelled so far, in this process.
+    `counted()` gives the tokens trained, computed and labelled so far, in this process; `evaluated_in()` the seconds of
+    the last evaluation.
     """
 
     def __init__(self, emit: Emit, device: str, *, resumed: bool) -> None:
         self.emit, self.device, self.resumed = emit, device, resumed
         self.counted: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
+        self.evaluated_in: Callable[[], float] = lambda: 0.0
         self.utilization: Utilization | None = None
         self._busy = self._began = 0.0
         self._tokens = self._computed = self._labels = 0
@@ -78,7 +80,7 @@ class Events(TrainerCallback):  # type: ignore[misc]
         self._tokens, self._computed, self._labels = counted
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        loss, seconds = metrics["eval_loss"], metrics["eval_runtime"]
+        loss, seconds = metrics["eval_loss"], self.evaluated_in()
         self.emit({"event": "evaluation", "step": state.global_step, "heldout_loss": loss, "seconds": seconds})
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

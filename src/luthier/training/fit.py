@@ -131,6 +131,7 @@ def _trainer(job: Job, run: RunFolder, display: Display, stop: OrderlyStop, last
         callbacks=callbacks,
     )
     events.counted = lambda: (trainer.trained_tokens, trainer.computed_tokens, trainer.trained_labels)
+    events.evaluated_in = lambda: trainer.evaluation_seconds
     trainer.cut.on_halved = lambda tokens: emit(
         {"event": "memory", "step": trainer.state.global_step, "micro_batch_tokens": tokens}
     )

@@ -108,6 +108,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         self.checkpoints_kept, self.guard, self.stop_asked = checkpoints_kept, guard or Guard(), stop_asked
         self.keeping = functools.partial(offloaded, model) if offload else contextlib.nullcontext
         self.trained_tokens = self.computed_tokens = self.trained_labels = 0
+        self.evaluation_seconds = 0.0  # of the last one
         self._batch: Sequence[Example] = ()  # the micro-batch in progress
         self._after_step = randomness.snapshot()
         self._saves_beside: Path | None = None
@@ -226,7 +227,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """The held-out loss as `eval_loss`. Callbacks are told `eval_runtime` too, in seconds; the log is not."""
+        """The held-out loss as `eval_loss`."""
         began = time.perf_counter()
         with self.compute_loss_context_manager():
             loss = self._within_memory(
@@ -235,9 +236,9 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
                 )
             )
         metrics = {f"{metric_key_prefix}_loss": loss}
-        told = {**metrics, f"{metric_key_prefix}_runtime": time.perf_counter() - began}
+        self.evaluation_seconds = time.perf_counter() - began
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, told)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
