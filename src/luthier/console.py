@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from luthier.errors import LuthierError
 
-_json = False
+_json = _lines_only = False
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line end: an answer may hold escapes
 
 
@@ -31,6 +31,12 @@ def use_json() -> None:
     """From here on standard output holds nothing but the object given to `result()`."""
     global _json
     _json = True
+
+
+def use_plain() -> None:
+    """From here on lines alone, as where nobody is looking: nothing that is drawn anew in its place."""
+    global _lines_only
+    _lines_only = True
 
 
 def set_up_streams() -> None:
@@ -61,17 +67,18 @@ def _problems() -> Console:
 
 def is_terminal() -> bool:
     """Whether a person is looking at live output (else plain lines are printed)."""
-    return (sys.stderr if _json else sys.stdout).isatty()
+    moves = not _lines_only and os.environ.get("TERM") not in ("dumb", "unknown")  # rich would draw nothing there
+    return moves and (sys.stderr if _json else sys.stdout).isatty()
 
 
-def _plain(text: str) -> str:
+def harmless(text: str) -> str:
     """Text of anybody's, fit to be shown: without tokens, and without what would steer the terminal."""
     return _CONTROL.sub("", masked(text))
 
 
 def say(text: str = "", *, style: str | None = None) -> None:
     """One line for people. `text` is taken literally: no markup."""
-    people().print(_plain(text), style=style, markup=False)
+    people().print(harmless(text), style=style, markup=False)
 
 
 def show(renderable: RenderableType) -> None:
@@ -87,7 +94,7 @@ def command(arguments: str) -> str:
 def write(text: str) -> None:
     """A piece of text with no line end, at once: the tokens of a streamed answer, which cannot steer the terminal."""
     stream = sys.stderr if _json else sys.stdout
-    stream.write(_plain(text))
+    stream.write(harmless(text))
     stream.flush()
 
 
@@ -112,13 +119,13 @@ def table(
     for column in columns:
         grid.add_column(escape(column), overflow="fold")
     for row in rows:
-        grid.add_row(*(escape(_plain(str(cell))) for cell in row))
+        grid.add_row(*(escape(harmless(str(cell))) for cell in row))
     show(grid)
 
 
 def warn(text: str) -> None:
     """Something the user should know that does not stop the work. Goes to standard error."""
-    _problems().print(_plain(f"note: {text}"), style="yellow", markup=False)
+    _problems().print(harmless(f"note: {text}"), style="yellow", markup=False)
 
 
 def fail(error: LuthierError) -> None:
@@ -128,8 +135,8 @@ def fail(error: LuthierError) -> None:
         return
     console = _problems()
     for problem in error.problems:
-        console.print(_plain(f"✗ {problem.where}: {problem.what}"), style="bold red", markup=False)
-        console.print(_plain(f"  → {problem.fix}"), markup=False)
+        console.print(harmless(f"✗ {problem.where}: {problem.what}"), style="bold red", markup=False)
+        console.print(harmless(f"  → {problem.fix}"), markup=False)
 
 
 def result(value: Any) -> None:
@@ -171,5 +178,5 @@ def progress(description: str, total: float | None, *, unit: str = "") -> Iterat
     columns += [bars.DownloadColumn(), bars.TransferSpeedColumn()] if unit == "bytes" else [bars.MofNCompleteColumn()]
     columns += [bars.TimeRemainingColumn(compact=True)]
     with bars.Progress(*columns, console=people()) as shown:
-        task = shown.add_task(_plain(description), total=total)
+        task = shown.add_task(harmless(description), total=total)
         yield Progress(lambda n=1: shown.advance(task, n))

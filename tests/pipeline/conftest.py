@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from driver import Workplace, write_rows
+from schema import differences
+
+from luthier.report.record import RunFolder
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +31,22 @@ def _surroundings(home: Path) -> Iterator[None]:
         patch.setenv("COLUMNS", "240")
         patch.setenv("LUTHIER_HOME", str(home))
         patch.setattr("luthier.evaluation.answers.MAX_NEW_TOKENS", 8)
+        patch.setattr("luthier.training.sample.MAX_NEW_TOKENS", 8)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _events_are_as_documented(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a test makes a run write."""
+    log, found = RunFolder.log, []
+
+    def checked(run: RunFolder, event: Mapping[str, Any]) -> None:
+        log(run, event)
+        found.extend(differences(json.loads(run.events_file.read_bytes().splitlines()[-1])))
+
+    monkeypatch.setattr(RunFolder, "log", checked)
+    yield
+    assert found == []
 
 
 @pytest.fixture(scope="session")

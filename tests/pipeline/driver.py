@@ -76,6 +76,7 @@ def luthier(*arguments: object, typed: str = "") -> Done:
         mock.patch.object(sys, "argv", ["luthier", *map(str, arguments)]),
         mock.patch.object(sys, "stdin", io.StringIO(typed)),
         mock.patch.object(console, "_json", False),
+        mock.patch.object(console, "_lines_only", False),
     ):
         try:
             main()

@@ -22,12 +22,13 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.joinpath("docs").glob("*.md")])
 
 SURFACE = {
-    "demo": ["--set", "--fresh", "--json"],
+    "demo": ["--set", "--fresh", "--plain", "--json"],
     "doctor": ["--json"],
     "fetch": ["REF", "--data", "--revision", "--code", "--json"],
     "data": ["REF", "--model -m", "--system", "--format", "--set", "--rows", "--html", "--fix", "--json"],
     "plan": ["[RECIPE]", "--set", "--fit", "--calibration", "--common", "--json"],
-    "train": ["[RECIPE]", "--set", "--fresh", "--help-recipe", "--json"],
+    "train": ["[RECIPE]", "--set", "--fresh", "--help-recipe", "--plain", "--json"],
+    "watch": ["RUN", "--plain", "--json"],
     "eval": ["RUN", "--json"],
     "chat": ["REF", "--prompt -p", "--compare", "--system", "--max-new-tokens", "--temperature", "--top-p", "--json"],
     "merge": ["RUN", "--output -o", "--dtype", "--json"],

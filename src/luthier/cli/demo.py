@@ -13,11 +13,14 @@ from luthier import console
 def demo(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="train.epochs=1; may be repeated.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin again with a finished demo.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines on a terminal too.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Train the bundled model on the bundled rows. Its answers before and after show what changed."""
     if json:
         console.use_json()
+    if plain:
+        console.use_plain()
     from luthier.cli.summary import show_run
     from luthier.recipe.load import load_recipe
     from luthier.report.record import RunFolder

@@ -24,6 +24,7 @@ from luthier.cli.plan import plan
 from luthier.cli.report import report
 from luthier.cli.runs import runs
 from luthier.cli.train import train
+from luthier.cli.watch import watch
 from luthier.errors import LuthierError
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "data": data,
     "plan": plan,
     "train": train,
+    "watch": watch,
     "eval": evaluate,
     "chat": chat,
     "merge": merge,

@@ -15,11 +15,14 @@ def train(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="train.epochs=1; may be repeated.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin again, whatever the output folder holds.")] = False,
     help_recipe: Annotated[bool, typer.Option("--help-recipe", help="Every setting of a recipe, and stop.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines on a terminal too.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Train a recipe. The same command goes on with a run that was stopped."""
     if json:
         console.use_json()
+    if plain:
+        console.use_plain()
     if help_recipe:
         from luthier.recipe.document import document
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,22 @@ def answer_all(
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=model.device)
     output = _generate(model, renderer, input_ids, mask, max_new_tokens=max_new_tokens, do_sample=False)
     return [_text(renderer, row[width:].tolist()) for row in output]
+
+
+def begin_answer(
+    model: Any,
+    renderer: Renderer,
+    prompt: Sequence[Message],
+    *,
+    max_new_tokens: int,
+    given_up: Callable[[], bool] = lambda: False,
+) -> tuple[str, int]:
+    """The first tokens of the greedy answer, and how many they are; it ends where `given_up` says so."""
+    ids = torch.tensor([renderer.prompt_ids(prompt)], device=model.device)
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "stopping_criteria": [_when(given_up)]}
+    [output] = _generate(model, renderer, ids, torch.ones_like(ids), **options)
+    answer = output[ids.shape[1] :].tolist()
+    return _text(renderer, answer), len(answer)
 
 
 def stream(
@@ -52,7 +68,7 @@ def stream(
 
     def work() -> None:
         try:
-            _generate(model, renderer, ids, torch.ones_like(ids), stopping_criteria=[_when(given_up)], **options)
+            _generate(model, renderer, ids, torch.ones_like(ids), stopping_criteria=[_when(given_up.is_set)], **options)
         except BaseException as error:  # handed to the reader below, who waits on the streamer
             failure.append(error)
             streamer.end()
@@ -68,11 +84,11 @@ def stream(
         raise failure[0]
 
 
-def _when(event: Any) -> Any:
-    """A stopping criterion that holds once the event is set."""
+def _when(asked: Callable[[], bool]) -> Any:
+    """A stopping criterion that holds once it is asked for."""
 
     def stop(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), event.is_set(), device=input_ids.device)
+        return torch.full((len(input_ids),), asked(), device=input_ids.device)
 
     return stop
 

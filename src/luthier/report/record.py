@@ -165,7 +165,7 @@ class RunFolder:
 
     # What happened.
 
-    def log(self, event: Mapping[str, Any]) -> None:
+    def log(self, event: Mapping[str, object]) -> None:
         """Append one event, stamped with the time unless it has one. What a later start relies on is on disk then."""
         line = masked(_to_json({"time": time.time(), **event})).encode(errors="backslashreplace") + b"\n"
         with self.events_file.open("ab+") as file:
@@ -183,9 +183,9 @@ class RunFolder:
             *lines, last = self.events_file.read_bytes().split(b"\n")
         except FileNotFoundError:
             return []
-        if _parse(last) is not None:
+        if parse_event(last) is not None:
             lines.append(last)
-        found = [_parse(line) for line in lines]
+        found = [parse_event(line) for line in lines]
         damaged = [number for number, event in enumerate(found, 1) if event is None]
         if damaged:
             what = f"line {damaged[0]} is damaged and cannot be read"
@@ -216,7 +216,7 @@ class RunFolder:
         """
         if self.record_file.exists():
             return "finished"
-        owner = self._owner()
+        owner = self.owner()
         if owner is not None:
             elsewhere = "" if owner["host"] == socket.gethostname() else f" on {owner['host']}"
             return f"running (pid {owner['pid']}{elsewhere})"
@@ -238,7 +238,7 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            owner = self._owner()
+            owner = self.owner()
             who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
             fix = "wait for it, stop it with Ctrl-C there, or choose another output folder"
             raise RunError(Problem(str(self.path), f"this run is in use by {who}", fix)) from None
@@ -259,7 +259,7 @@ class RunFolder:
             console.warn("adapter/ was being written when the run was killed, and is written again")
             shutil.rmtree(half)
 
-    def _owner(self) -> dict[str, Any] | None:
+    def owner(self) -> dict[str, Any] | None:
         """Who holds the lock, or None where that process is gone. One on another host is taken at its word."""
         owner: dict[str, Any] | None = _read_json(self._owner_file, dict)
         if owner is None or owner["host"] != socket.gethostname():
@@ -342,7 +342,7 @@ def _replace(file: Path, text: str) -> None:
     disk.replace(file, masked(text).encode(errors="backslashreplace"))
 
 
-def _parse(line: bytes) -> Event | None:
+def parse_event(line: bytes) -> Event | None:
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
@@ -362,7 +362,7 @@ def _mend_end(file: Any) -> None:
         return
     file.seek(0)
     whole, _, rest = file.read().rpartition(b"\n")
-    if _parse(rest) is not None:
+    if parse_event(rest) is not None:
         file.write(b"\n")
     else:
         file.truncate(len(whole) + 1 if whole else 0)

@@ -12,28 +12,40 @@ from typing import Any
 from transformers import TrainerCallback
 
 from luthier.hardware.memory import peak_bytes
+from luthier.report.events import SCHEMA, Event, Plan
+from luthier.training.utilization import Utilization
 
-Emit = Callable[[dict[str, Any]], None]
+Emit = Callable[[Event], None]
 
 
 class Events(TrainerCallback):  # type: ignore[misc]
     """Turns the Trainer's callbacks into the events of events.jsonl.
 
-    `counted()` gives the tokens trained and computed so far, in this process.
+    `counted()` gives the tokens trained, computed and labelled so far, in this process; `evaluated_in()` the seconds of
+    the last evaluation.
     """
 
-    def __init__(self, emit: Emit, device: str, *, resumed: bool, plan: dict[str, Any] | None = None) -> None:
+    def __init__(self, emit: Emit, device: str, *, resumed: bool, plan: Plan | None = None) -> None:
         self.emit, self.device, self.resumed, self.plan = emit, device, resumed, plan
-        self.counted: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self.counted: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
+        self.evaluated_in: Callable[[], float] = lambda: 0.0
+        self.utilization: Utilization | None = None
         self._busy = self._began = 0.0
-        self._tokens = self._computed = 0
+        self._tokens = self._computed = self._labels = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.emit(
-            {"event": "start", "step": state.global_step, "total_steps": state.max_steps, "resumed": self.resumed}
+            {
+                "event": "start",
+                "step": state.global_step,
+                "schema": SCHEMA,
+                "total_steps": state.max_steps,
+                "resumed": self.resumed,
+                "flops_per_second": None if self.utilization is None else self.utilization.rate,
+            }
         )
         if self.plan is not None and not self.resumed:
-            self.emit({"event": "plan", "step": state.global_step, **self.plan})
+            self.emit(self.plan)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = time.perf_counter()
@@ -46,8 +58,10 @@ class Events(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if logs is None or "loss" not in logs:
             return
-        trained, computed = self.counted()
-        tokens = trained - self._tokens
+        counted = self.counted()
+        tokens, computed, labels = (
+            now - then for now, then in zip(counted, (self._tokens, self._computed, self._labels), strict=True)
+        )
         self.emit(
             {
                 "event": "step",
@@ -57,16 +71,19 @@ class Events(TrainerCallback):  # type: ignore[misc]
                 "learning_rate": logs["learning_rate"],
                 "grad_norm": logs.get("grad_norm"),
                 "tokens": tokens,
-                "computed_tokens": computed - self._computed,
+                "computed_tokens": computed,
                 "seconds": self._busy,
                 "tokens_per_second": tokens / self._busy if self._busy else 0.0,
+                "mfu": None if self.utilization is None else self.utilization.share(computed, labels, self._busy),
                 "memory_bytes": peak_bytes(self.device),
             }
         )
-        self._busy, self._tokens, self._computed = 0.0, trained, computed
+        self._busy = 0.0
+        self._tokens, self._computed, self._labels = counted
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        self.emit({"event": "evaluation", "step": state.global_step, "heldout_loss": metrics["eval_loss"]})
+        loss, seconds = metrics["eval_loss"], self.evaluated_in()
+        self.emit({"event": "evaluation", "step": state.global_step, "heldout_loss": loss, "seconds": seconds})
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         path = f"checkpoints/checkpoint-{state.global_step}"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from luthier import console
 from luthier.errors import LuthierError, Problem, RunError, Stopped
+from luthier.evaluation.answers import questions
 from luthier.hardware.determinism import deterministic
 from luthier.model import adapters
-from luthier.report.record import Event, RunFolder, timeline
+from luthier.report.events import Event, Plan
+from luthier.report.record import RunFolder, timeline
 from luthier.secrets import without_secrets
 from luthier.training import checkpoint, track
 from luthier.training.callbacks import Events, OrderlyStop
@@ -21,7 +23,9 @@ from luthier.training.cut import Cut, is_out_of_memory
 from luthier.training.display import Display
 from luthier.training.guard import Guard
 from luthier.training.job import Job
+from luthier.training.sample import Sample
 from luthier.training.trainer import LuthierTrainer, StepDataset, StepGivenUp
+from luthier.training.utilization import utilization
 
 GOES_ON = "the same command goes on from there"
 CUT_SETTINGS = ("micro_batch_tokens", "gradient_accumulation_steps")
@@ -29,7 +33,7 @@ CUT_SETTINGS = ("micro_batch_tokens", "gradient_accumulation_steps")
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
-def fit(job: Job, run: RunFolder, plan: Event | None = None) -> None:
+def fit(job: Job, run: RunFolder, plan: Plan | None = None) -> None:
     """Trains the job's adapter and saves it. Raises Stopped when a signal ended it, after saving a checkpoint.
 
     Args:
@@ -46,7 +50,7 @@ def fit(job: Job, run: RunFolder, plan: Event | None = None) -> None:
     last = checkpoint.settle(run.checkpoints_dir)
     if last is not None:
         console.say(f"Going on from {last.name}")
-    with Display() as display, OrderlyStop(console.say) as stop:
+    with Display(run.name, job.recipe.model.ref, timeline(run.events())) as display, OrderlyStop(console.say) as stop:
         trainer = _trainer(job, run, display, stop, last, plan)
         with deterministic(asked=job.recipe.train.deterministic):
             given_up = _train(trainer, run, last)
@@ -95,16 +99,24 @@ def _refused(last: Path, error: Exception) -> RunError:
 
 
 def _trainer(
-    job: Job, run: RunFolder, display: Display, stop: OrderlyStop, last: Path | None, plan: Event | None
+    job: Job, run: RunFolder, display: Display, stop: OrderlyStop, last: Path | None, plan: Plan | None
 ) -> LuthierTrainer:
     settings, resumed = job.recipe.train, last is not None
 
-    def emit(event: dict[str, Any]) -> None:
-        run.log(event)
-        display.event(event)
+    trackers = track.callbacks(job.recipe.track, run, run.name)
+
+    def emit(event: Event) -> None:
+        timed = {"time": time.time(), **event}
+        run.log(timed)
+        display.event(timed)
+        for tracker in trackers:
+            tracker.event(timed)
 
     events = Events(emit, job.value("model.device"), resumed=resumed, plan=plan)
-    callbacks: list[TrainerCallback] = [events, stop, *track.callbacks(job.recipe.track, run, run.name)]
+    events.utilization = utilization(job.model, job.value("model.device"), job.value("model.dtype"))
+    callbacks: list[TrainerCallback] = [events, stop, *trackers]
+    for prompt, _ in questions(job.data.heldout_conversations, job.recipe.prompts, job.recipe.data.system)[:1]:
+        callbacks.append(Sample(job.renderer, job.engine, prompt, emit, stop.asked))
     if settings.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
 
@@ -124,7 +136,8 @@ def _trainer(
         stop_asked=stop.asked,
         callbacks=callbacks,
     )
-    events.counted = lambda: (trainer.trained_tokens, trainer.computed_tokens)
+    events.counted = lambda: (trainer.trained_tokens, trainer.computed_tokens, trainer.trained_labels)
+    events.evaluated_in = lambda: trainer.evaluation_seconds
     trainer.cut.on_halved = lambda tokens: emit(
         {"event": "memory", "step": trainer.state.global_step, "micro_batch_tokens": tokens}
     )

@@ -9,7 +9,7 @@ import contextlib
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,9 @@ from luthier.recipe.schema import TrackSettings
 from luthier.report import words
 from luthier.report.record import RunFolder
 
+SAMPLE = "sample"
+"""What trackers call the answers to one prompt, by step."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -37,10 +40,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Open:
-    """A tracker at work: its callback for the Trainer, and how to end its session."""
+    """A tracker at work: its callback for the Trainer, how to end its session, and how to keep `text(step, prompt,
+    answer)` of a sample."""
 
     callback: TrainerCallback
     finish: Callable[[], object]
+    text: Callable[[int, str, str], object]
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def check(settings: TrackSettings) -> list[Problem]:
     return problems
 
 
-def callbacks(settings: TrackSettings, run: RunFolder, name: str) -> list[TrainerCallback]:
+def callbacks(settings: TrackSettings, run: RunFolder, name: str) -> list[Guarded]:
     """A callback for each tracker, after saying where it keeps the run `name` and how to look at it.
 
     Raises RecipeError with all that `check` finds.
@@ -72,7 +77,7 @@ def callbacks(settings: TrackSettings, run: RunFolder, name: str) -> list[Traine
     problems = check(settings)
     if problems:
         raise RecipeError(*problems)
-    made: list[TrainerCallback] = []
+    made = []
     for key in settings.to:
         place = Place(run.track_dir / key, settings.project, name, settings.cloud)
         console.say(f"{TRACKERS[key].title}: {TRACKERS[key].hint(place)}")
@@ -107,6 +112,12 @@ class Guarded(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._pass("on_train_end", args, state, control, kwargs)
         self.close()
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """One of the run's own events, for what the Trainer does not tell of: sample answers."""
+        if event["event"] == "sample" and self._open is not None and not self._over:
+            with self._guard():
+                self._open.text(event["step"], event["prompt"], event["answer"])
 
     def close(self) -> None:
         with self._guard():
@@ -178,7 +189,11 @@ def _start_swanlab(place: Place, step: int) -> Open:
         settings=swanlab.Settings(terminal=swanlab.Settings.Terminal(proxy_type="none")),  # the live view stays whole
         reinit=True,
     )
-    return Open(SwanLabCallback(), swanlab.finish)
+
+    def text(step: int, prompt: str, answer: str) -> None:
+        swanlab.log({SAMPLE: swanlab.Text(answer, caption=prompt)}, step=step)
+
+    return Open(SwanLabCallback(), swanlab.finish, text)
 
 
 def _swanlab_hint(place: Place) -> str:
@@ -206,7 +221,11 @@ def _start_tensorboard(place: Place, step: int) -> Open:
 
     again = step + 1 if step else None  # what was logged after the checkpoint is done again
     writer = SummaryWriter(str(place.folder), purge_step=again)
-    return Open(TensorBoardCallback(writer), writer.close)
+
+    def text(step: int, prompt: str, answer: str) -> None:
+        writer.add_text(SAMPLE, f"**{prompt}**\n\n{answer}", step)  # shown as Markdown
+
+    return Open(TensorBoardCallback(writer), writer.close, text)
 
 
 def _tensorboard_hint(place: Place) -> str:
@@ -229,7 +248,14 @@ def _start_wandb(place: Place, step: int) -> Open:
         settings=wandb.Settings(silent=True, console="off"),
         reinit="finish_previous",
     )
-    return Open(WandbCallback(), wandb.finish)
+    rows: list[tuple[int, str, str]] = []
+
+    def text(step: int, prompt: str, answer: str) -> None:
+        rows.append((step, prompt, answer))  # W&B shows a run's last table, so each holds all of them
+        table = wandb.Table(columns=["step", "prompt", "answer"], data=rows)
+        wandb.log({SAMPLE: table, "train/global_step": step})
+
+    return Open(WandbCallback(), wandb.finish, text)
 
 
 def _wandb_hint(place: Place) -> str:

@@ -107,7 +107,8 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         self.engine, self.heldout, self.cut = engine, heldout, cut
         self.checkpoints_kept, self.guard, self.stop_asked = checkpoints_kept, guard or Guard(), stop_asked
         self.keeping = functools.partial(offloaded, model) if offload else contextlib.nullcontext
-        self.trained_tokens = self.computed_tokens = 0
+        self.trained_tokens = self.computed_tokens = self.trained_labels = 0
+        self.evaluation_seconds = 0.0  # of the last one
         self._batch: Sequence[Example] = ()  # the micro-batch in progress
         self._after_step = randomness.snapshot()
         self._saves_beside: Path | None = None
@@ -131,6 +132,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         total, batches = self._within_memory(lambda: self._accumulate(model, mine, weight))
         self._look_at(total, mine)
         self.trained_tokens += sum(len(example.input_ids) for example in mine)
+        self.trained_labels += sum(example.num_labels for example in mine)
         self.computed_tokens += sum(map(self.engine.cost, batches))
         return total
 
@@ -226,6 +228,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """The held-out loss as `eval_loss`."""
+        began = time.perf_counter()
         with self.compute_loss_context_manager():
             loss = self._within_memory(
                 lambda: mean_loss(
@@ -233,6 +236,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
                 )
             )
         metrics = {f"{metric_key_prefix}_loss": loss}
+        self.evaluation_seconds = time.perf_counter() - began
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

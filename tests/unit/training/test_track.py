@@ -60,6 +60,25 @@ def train(callbacks: list[TrainerCallback], folder: Path) -> list[dict[str, floa
     return trainer.state.log_history
 
 
+SAMPLES = [(0, "你是谁？", "I am an assistant."), (1, "你是谁？", "我是甄嬛。\n**朕**"), (2, "你是谁？", "")]
+
+
+class Asks(TrainerCallback):  # type: ignore[misc]
+    """Tells trackers of a sample at each step."""
+
+    def __init__(self, trackers: list[track.Guarded]) -> None:
+        self.trackers = trackers
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.on_evaluate(args, state, control) if state.global_step == 0 else None
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        step, prompt, answer = SAMPLES[state.global_step]
+        for tracker in self.trackers:
+            tracker.event({"event": "step", "step": step})
+            tracker.event({"event": "sample", "step": step, "prompt": prompt, "answer": answer})
+
+
 def expected(history: list[dict[str, float]]) -> dict[tuple[str, int], float]:
     """The losses of a history under the names that trackers give them."""
     names = {"loss": "train/loss", "eval_loss": "eval/loss"}
@@ -71,6 +90,46 @@ def losses_of_tensorboard(folder: Path) -> dict[tuple[str, int], float]:
 
     read = EventAccumulator(str(folder)).Reload()
     return {(tag, point.step): point.value for tag in ("train/loss", "eval/loss") for point in read.Scalars(tag)}
+
+
+def samples_of_tensorboard(folder: Path) -> list[tuple[int, str]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(folder)).Reload()
+    return [(one.step, one.tensor_proto.string_val[0].decode()) for one in read.Tensors("sample/text_summary")]
+
+
+def samples_of_swanlab(folder: Path) -> list[tuple[int, str, str]]:
+    from swanlab.proto.swanlab.record.v1.record_pb2 import Record
+    from swanlab.sdk.internal.core_python.store import DataStoreReader
+
+    [file] = folder.glob("run-*/*.swanlab")
+    reader = DataStoreReader()
+    reader.open(file)
+    found = [record.media for record in map(Record.FromString, reader) if record.HasField("media")]
+    reader.close()
+    items = [(one.step, one.value.items[0]) for one in found if one.key == "sample"]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in file.parent.rglob("*.txt")}
+    return [(step, item.caption, texts[item.filename]) for step, item in items]
+
+
+def samples_of_wandb(folder: Path) -> list[list[tuple[int, str, str]]]:
+    """Each table that was logged."""
+    from swanlab.converter.wb.wbdatastore import WBDataStoreReader
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    [file] = folder.glob("wandb/offline-run-*/*.wandb")
+    tables = []
+    with WBDataStoreReader() as reader:
+        reader.open(file)
+        while (data := reader.scan()) is not None:
+            items = Record.FromString(data).history.item
+            for item in (item for item in items if list(item.nested_key) == ["sample", "path"]):
+                path = file.parent / "files" / json.loads(item.value_json)
+                table = json.loads(path.read_text(encoding="utf-8"))
+                assert table["columns"] == ["step", "prompt", "answer"]
+                tables.append([tuple(each) for each in table["data"]])
+    return tables
 
 
 def losses_of_swanlab(folder: Path) -> dict[tuple[str, int], float]:
@@ -106,12 +165,16 @@ def test_all_three_keep_the_losses_on_this_machine(
     settings = TrackSettings(to=["swanlab", "tensorboard", "wandb"], project="workshop")
     made = track.callbacks(settings, run, "one")
     said = capsys.readouterr().out
-    history = train(made, tmp_path)
+    history = train([*made, Asks(made)], tmp_path)
     want = expected(history)
     assert len(want) == 4
     assert losses_of_tensorboard(run.track_dir / "tensorboard") == pytest.approx(want)
     assert losses_of_swanlab(run.track_dir / "swanlab") == pytest.approx(want)
     assert losses_of_wandb(run.track_dir / "wandb") == pytest.approx(want)
+    texts = [(step, f"**{prompt}**\n\n{answer}") for step, prompt, answer in SAMPLES]
+    assert samples_of_tensorboard(run.track_dir / "tensorboard") == texts
+    assert samples_of_swanlab(run.track_dir / "swanlab") == SAMPLES
+    assert samples_of_wandb(run.track_dir / "wandb") == [SAMPLES[:count] for count in (1, 2, 3)]
     assert f"SwanLab: in files under {run.track_dir / 'swanlab'}. Send them with: " in said
     assert f"--logdir {run.track_dir / 'tensorboard'}" in said
     assert f"W&B: in files under {run.track_dir / 'wandb'}. Send them with: " in said
@@ -227,7 +290,7 @@ def guarded(fails_at: str) -> tuple[track.Guarded, Fake]:
 
     def start(place: track.Place, step: int) -> track.Open:
         fake.hear("start")
-        return track.Open(fake, lambda: fake.hear("finish"))
+        return track.Open(fake, lambda: fake.hear("finish"), lambda *sample: fake.hear(f"sample {sample}"))
 
     tracker = track.Tracker("Fake", "json", start, lambda place: "")
     return track.Guarded(tracker, track.Place(Path("there"), "workshop", "one", cloud=False)), fake
@@ -261,6 +324,20 @@ def test_close_ends_a_session_once(tmp_path: Path) -> None:
     callback.close()
     callback.on_log(None, state, None)
     assert fake.heard == ["start", "begin", "finish"]
+
+
+def test_samples_are_kept_while_a_session_is_open(capsys: Any) -> None:
+    callback, fake = guarded("sample (2, 'Who?', 'Me')")
+    state = SimpleNamespace(is_world_process_zero=True, global_step=0)
+    sample = {"event": "sample", "step": 1, "prompt": "Who?", "answer": "I"}
+    callback.event(sample)  # before the training begins
+    callback.on_train_begin(None, state, None)
+    callback.event(sample)
+    callback.event({"event": "step", "step": 1})
+    callback.event({**sample, "step": 2, "answer": "Me"})
+    callback.event({**sample, "step": 3})
+    assert fake.heard == ["start", "begin", "sample (1, 'Who?', 'I')", "sample (2, 'Who?', 'Me')"]
+    assert "note: Fake failed and tracks no more: No space left on device." in capsys.readouterr().err
 
 
 def test_only_the_first_process_tracks() -> None:

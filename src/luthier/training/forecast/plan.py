@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -20,6 +20,7 @@ from luthier.engine.engines import Engine
 from luthier.hardware.memory import available_bytes, peak_bytes, resident_bytes
 from luthier.model import adapters
 from luthier.recipe.schema import Recipe
+from luthier.report import events
 from luthier.training import activations, job, plan, room, takeover
 from luthier.training.forecast import memory, rates, subject
 from luthier.training.forecast.memory import Memory
@@ -276,14 +277,15 @@ def of_job(made: job.Job, began: float) -> Plan:
     return forecast.plan(recipe, dtype, measure)
 
 
-def before_training(made: job.Job, began: float) -> dict[str, Any] | None:
+def before_training(made: job.Job, began: float) -> events.Plan | None:
     """The plan for the run's log, or None: whatever a model's own code cannot do without weights, it can with them."""
     before = peak_bytes(made.value("model.device"))
     try:
-        return {**of_job(made, began).to_json(), "peak_before": before}
+        planned = {"event": "plan", "step": 0, **of_job(made, began).to_json(), "peak_before": before}
     except Exception as error:
         console.warn(f"memory and time could not be planned ({str(error).partition(chr(10))[0][:200]})")
         return None
+    return cast(events.Plan, planned)
 
 
 def room_now(device: str) -> Room:

@@ -1,0 +1,73 @@
+"""One question, asked at each evaluation: how its answer changes shows what the training does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import TrainerCallback
+
+from luthier import console
+from luthier.data.conversation import Message
+from luthier.data.render import Renderer
+from luthier.engine.engines import Engine, PlainEngine, install
+from luthier.inference.generate import begin_answer
+from luthier.report.events import Event
+from luthier.training import randomness
+
+MAX_NEW_TOKENS = 32  # enough to see whom the model takes itself for; each costs as much as some 20 tokens trained
+
+
+class Sample(TrainerCallback):  # type: ignore[misc]
+    """Emits the greedy answer to `prompt` after each evaluation, while `stop_asked` is False.
+
+    An answer that fails says so once, and ends only the samples.
+    """
+
+    def __init__(
+        self,
+        renderer: Renderer,
+        engine: Engine,
+        prompt: Sequence[Message],
+        emit: Callable[[Event], None],
+        stop_asked: Callable[[], bool],
+    ) -> None:
+        self.renderer, self.engine, self.prompt = renderer, engine, prompt
+        self.emit, self.stop_asked = emit, stop_asked
+        self._over = False
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if self._over or not state.is_world_process_zero:
+            return
+        began = time.perf_counter()
+        try:
+            answer, tokens = self._answer(model)
+        except Exception as error:
+            self._over = True
+            reason = " ".join(str(error).split()) or type(error).__name__
+            console.warn(f"sample answers failed and are left out: {reason}. The training goes on.")
+            return
+        if not self.stop_asked():
+            self.emit(
+                {
+                    "event": "sample",
+                    "step": state.global_step,
+                    "prompt": self.prompt[-1].content,
+                    "answer": answer,
+                    "tokens": tokens,
+                    "seconds": time.perf_counter() - began,
+                }
+            )
+
+    def _answer(self, model: Any) -> tuple[str, int]:
+        """By the stock model, as it will be asked; model and random numbers are left as the training needs them."""
+        restore = randomness.snapshot()
+        install(model, PlainEngine())
+        try:
+            return begin_answer(
+                model, self.renderer, self.prompt, max_new_tokens=MAX_NEW_TOKENS, given_up=self.stop_asked
+            )
+        finally:
+            install(model, self.engine)
+            restore()
