@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -136,12 +137,23 @@ class Guarded(TrainerCallback):  # type: ignore[misc]
     def _guard(self) -> Iterator[None]:
         """Trackers print as they like: standard output stays ours."""
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(_Aside()):
                 yield
         except Exception as error:
             self._over = True
             reason = " ".join(str(error).split()) or type(error).__name__
             console.warn(f"{self._tracker.title} failed and tracks no more: {reason}. The training goes on.")
+
+
+class _Aside(io.TextIOBase):
+    """Standard error as it is when something is written. A rich console would know a live view's stand-in for it by
+    its attributes, and write past it onto the view."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 def _check(tracker: Tracker, cloud: bool) -> list[Problem]:

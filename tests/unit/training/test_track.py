@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -13,12 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from luthier.errors import Problem, RecipeError
 from luthier.recipe.schema import TrackSettings
 from luthier.report.record import RunFolder
 from luthier.training import track
+from luthier.training.display import Display
 
 
 @pytest.fixture(autouse=True)
@@ -345,3 +349,22 @@ def test_only_the_first_process_tracks() -> None:
     callback.on_train_begin(None, SimpleNamespace(is_world_process_zero=False, global_step=0), None)
     callback.close()
     assert fake.heard == []
+
+
+def test_what_a_tracker_prints_stands_above_the_live_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what it prints with a rich console of its own, which would write past the view's."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen, own = Terminal(), Console()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, screen)
+    callback, fake = guarded("")
+    monkeypatch.setattr(fake, "hear", lambda event: own.print(f"chatter at {event}"))
+    with Display("huanhuan", "Qwen/Qwen3-0.6B"):
+        callback.on_train_begin(None, SimpleNamespace(is_world_process_zero=True, global_step=0), None)
+    before_the_view_or_where_it_was = re.findall(r"\x1b\[(?:\?25l|2K)chatter at (\w+)\n", screen.getvalue())
+    assert (before_the_view_or_where_it_was, screen.getvalue().count("chatter")) == (["start", "begin"], 2)
