@@ -186,7 +186,7 @@ def test_what_cannot_be_answered_is_refused(batcher: Batcher, folder: Path) -> N
         batcher.add("one", folder / "two")
     with pytest.raises(InputError, match="is no adapter"):
         batcher.remove("base")
-    with pytest.raises(InputError, match="has no luthier.json"):
+    with pytest.raises(InputError, match=r"has no luthier\.json"):
         batcher.add("three", folder / "base")
     assert batcher.names() == ["base", "one", "two"]
 
