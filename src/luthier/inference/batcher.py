@@ -268,6 +268,11 @@ class Batcher:
             except BaseException as error:  # handed to those who wait for it; the next requests may go well
                 for request in list(self._running):
                     self._finish(request, None, error)
+        with self._changed:  # what came while the last jobs were done
+            for request in (*self._running, *self._waiting):
+                self._finish(request, "cancelled")
+        for job in self._jobs:
+            job()
 
     def _prepare(self) -> bool:
         """Waits for something to do, and does what belongs between two tokens. False: closed."""

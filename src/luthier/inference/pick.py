@@ -12,7 +12,7 @@ from luthier.choice import Choice
 from luthier.engine import recurrent
 from luthier.engine.attention import no_mask
 from luthier.engine.engines import needs_eager
-from luthier.engine.instance import relative_error
+from luthier.engine.instance import relative_error, restore
 from luthier.inference.adapters import Adapters
 from luthier.inference.decode import Decoder, OneByOne, Running
 from luthier.inference.kept import Shape
@@ -26,7 +26,8 @@ def pick_decoder(adapters: Adapters, *, kept_bytes: int) -> Choice[Decoder]:
     """The decoder, set up on this model instance, and why. It must show the logits of the plain way first."""
     plain = OneByOne(adapters)
     causal = adapters.causal
-    causal.set_attn_implementation("eager" if needs_eager(causal) else "sdpa")
+    stock = "eager" if needs_eager(causal) else "sdpa"
+    causal.set_attn_implementation(stock)
     reason = next((why for decline in DECLINES if (why := decline(causal)) is not None), None)
     if reason is not None:
         return Choice(plain, f"one request at a time: {reason}")
@@ -41,8 +42,8 @@ def pick_decoder(adapters: Adapters, *, kept_bytes: int) -> Choice[Decoder]:
         reason = f"it cannot take a flat row ({str(error).partition(chr(10))[0]})"
     if reason is None and together is not None:
         return Choice(together, f"requests together in one forward; its logits differ from the plain ones by {off:.1e}")
-    if together is not None:
-        together.close()
+    restore(adapters.model)
+    causal.set_attn_implementation(stock)
     return Choice(plain, f"one request at a time: {reason}")
 
 
