@@ -32,7 +32,7 @@ from luthier.inference.rows import NotTheRow, Rows
 
 NAME = "luthier_generate"
 
-CHUNK, ALONE = 64, 512
+CHUNK, ALONE = 128, 512
 """Tokens of prompts in one forward, beside running answers, which wait for it, and without."""
 SMALLEST_POOL = 128  # tokens
 WORTH_WAITING = 16
