@@ -206,13 +206,9 @@ class Together:
         try:
             with torch.no_grad():
                 if trials:
-                    self.step(trials)
+                    self._forward(list(self._prompts(trials, ALONE)))
         except NotTheRow:
             return False
-        finally:
-            for trial in trials:
-                self.end(trial, keep=False)
-                self.kept.forget(trial.adapter)
         return True
 
     def step(self, running: Sequence[Running]) -> tuple[list[Running], Tensor]:
