@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -11,20 +10,22 @@ import torch
 from luthier.data.conversation import Message
 from luthier.data.render import Renderer
 from luthier.engine.instance import evaluating
+from luthier.inference.adapters import Adapters
+from luthier.inference.batcher import Answer
+from luthier.inference.decode import Decoder, Running
+from luthier.inference.pick import pick_decoder
+from luthier.inference.text import Writer
+
+AT_ONCE = 16  # answers
+KEPT_BYTES = 1 << 28  # of keys and values that prompts begin with
 
 
 def answer_all(
     model: Any, renderer: Renderer, prompts: Sequence[Sequence[Message]], *, max_new_tokens: int
 ) -> list[str]:
-    """The greedy answer to each prompt, generated together (padded on the left, where a causal mask can hide it)."""
-    if not prompts:
-        return []
-    ids = [renderer.prompt_ids(prompt) for prompt in prompts]
-    width, pad = max(map(len, ids)), renderer.end_of_turn_id
-    input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=model.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=model.device)
-    output = _generate(model, renderer, input_ids, mask, max_new_tokens=max_new_tokens, do_sample=False)
-    return [_text(renderer, row[width:].tolist()) for row in output]
+    """The greedy answer to each prompt, with the model's adapter if it has one."""
+    adapter = next(iter(Adapters(model).loaded), None)
+    return _texts(renderer, _answers(model, renderer, [(prompt, adapter) for prompt in prompts], max_new_tokens))
 
 
 def begin_answer(
@@ -36,91 +37,89 @@ def begin_answer(
     given_up: Callable[[], bool] = lambda: False,
 ) -> tuple[str, int]:
     """The first tokens of the greedy answer, and how many they are; it ends where `given_up` says so."""
-    ids = torch.tensor([renderer.prompt_ids(prompt)], device=model.device)
-    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "stopping_criteria": [_when(given_up)]}
-    [output] = _generate(model, renderer, ids, torch.ones_like(ids), **options)
-    answer = output[ids.shape[1] :].tolist()
-    return _text(renderer, answer), len(answer)
+    adapter = next(iter(Adapters(model).loaded), None)
+    found = _answers(model, renderer, [(prompt, adapter)], max_new_tokens, given_up)
+    return _texts(renderer, found)[0], len(found[0])
 
 
-def stream(
+def answer_with_and_without(
+    model: Any, renderer: Renderer, prompts: Sequence[Sequence[Message]], *, max_new_tokens: int
+) -> tuple[list[str], list[str]]:
+    """The greedy answers of a PeftModel to each prompt, and those of its base: all of them generated together."""
+    adapter = next(iter(Adapters(model).loaded))
+    asked = [(prompt, key) for key in (adapter, None) for prompt in prompts]
+    found = _texts(renderer, _answers(model, renderer, asked, max_new_tokens))
+    return found[: len(prompts)], found[len(prompts) :]
+
+
+def pieces(answer: Answer, tokenizer: Any) -> Generator[str, None, None]:
+    """The text of an answer as it is generated. Whoever stops reading ends it with the token in progress."""
+    writer = Writer(tokenizer)
+    try:
+        for token in answer:
+            if piece := writer.push(token.id):
+                yield piece
+        if piece := writer.flush():
+            yield piece
+    finally:
+        answer.cancel()
+
+
+def _answers(
     model: Any,
     renderer: Renderer,
-    messages: Sequence[Message],
-    *,
+    asked: Sequence[tuple[Sequence[Message], str | None]],
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-) -> Generator[str, None, None]:
-    """Pieces of the answer as they are generated. Temperature 0 is greedy."""
-    from threading import Event, Thread
+    given_up: Callable[[], bool] = lambda: False,
+) -> list[list[int]]:
+    """The tokens of each answer, the one that ends it included."""
+    if not asked:
+        return []
+    requests = [Running(renderer.prompt_ids(prompt), adapter) for prompt, adapter in asked]
+    begins = [len(request.ids) for request in requests]
+    decode(model, requests, frozenset(renderer.stop_ids), max_new_tokens, given_up)
+    return [request.ids[begin:] for request, begin in zip(requests, begins, strict=True)]
 
-    from transformers import TextIteratorStreamer
 
-    ids = torch.tensor([renderer.prompt_ids(messages)], device=model.device)
-    streamer = TextIteratorStreamer(renderer.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    sampling: dict[str, Any] = (
-        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
-    )
-    options = {**sampling, "max_new_tokens": max_new_tokens, "streamer": streamer}
-    given_up = Event()
-    failure: list[BaseException] = []
-
-    def work() -> None:
+def decode(
+    model: Any,
+    requests: Sequence[Running],
+    stop_ids: frozenset[int],
+    max_new_tokens: int,
+    given_up: Callable[[], bool] = lambda: False,
+) -> None:
+    """Adds to each request its likeliest tokens, up to the first stop token; AT_ONCE of them together."""
+    with evaluating(model), torch.no_grad():
+        decoder = pick_decoder(Adapters(model), kept_bytes=KEPT_BYTES).value
         try:
-            _generate(model, renderer, ids, torch.ones_like(ids), stopping_criteria=[_when(given_up.is_set)], **options)
-        except BaseException as error:  # handed to the reader below, who waits on the streamer
-            failure.append(error)
-            streamer.end()
-
-    thread = Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        yield from streamer
-    finally:
-        given_up.set()  # the reader went away (Ctrl-C): generation ends with the token in progress
-        thread.join()
-    if failure:
-        raise failure[0]
+            _greedy(decoder, requests, stop_ids, max_new_tokens, given_up)
+        finally:
+            decoder.close()
 
 
-def _when(asked: Callable[[], bool]) -> Any:
-    """A stopping criterion that holds once it is asked for."""
-
-    def stop(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), asked(), device=input_ids.device)
-
-    return stop
-
-
-def _generate(model: Any, renderer: Renderer, input_ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> Any:
-    """`model.generate` with our stop tokens; sampling defaults that the model folder brings are not mixed in."""
-    from transformers import GenerationConfig
-
-    config = GenerationConfig(
-        eos_token_id=renderer.stop_ids,
-        pad_token_id=renderer.end_of_turn_id,
-        use_cache=True,
-        max_new_tokens=options.pop("max_new_tokens"),
-        **{name: options.pop(name) for name in ("do_sample", "temperature", "top_p") if name in options},
-    )
-    with evaluating(model), torch.no_grad(), _contiguous_states(model):
-        return model.generate(input_ids=input_ids, attention_mask=mask, generation_config=config, **options)
+def _greedy(
+    decoder: Decoder,
+    requests: Sequence[Running],
+    stop_ids: frozenset[int],
+    max_new_tokens: int,
+    given_up: Callable[[], bool],
+) -> None:
+    left = {id(request): max_new_tokens for request in requests}
+    waiting = list(reversed(requests))
+    running: list[Running] = []
+    while (waiting or running) and not given_up():
+        running += [waiting.pop() for _ in range(min(AT_ONCE - len(running), len(waiting)))]
+        ready, logits = decoder.step(running)
+        for request, token in zip(ready, logits.argmax(-1).tolist(), strict=True):
+            request.ids.append(token)
+            left[id(request)] -= 1
+            if token in stop_ids or left[id(request)] == 0:
+                running.remove(request)
+                decoder.end(request, keep=False)
 
 
-@contextlib.contextmanager
-def _contiguous_states(model: Any) -> Iterator[None]:
-    """The hidden states of the prompts' last tokens come to the head in one piece.
-
-    As a slice of a batch, torch would multiply them with a copy of the head's weights for each prompt.
-    """
-    hook = model.get_output_embeddings().register_forward_pre_hook(
-        lambda head, states: tuple(state.contiguous() for state in states)
-    )
-    try:
-        yield
-    finally:
-        hook.remove()
+def _texts(renderer: Renderer, answers: list[list[int]]) -> list[str]:
+    return [_text(renderer, answer) for answer in answers]
 
 
 def _text(renderer: Renderer, ids: list[int]) -> str:

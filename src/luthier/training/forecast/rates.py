@@ -27,6 +27,8 @@ from luthier.engine.instance import evaluating, in_mode
 from luthier.hardware import compute
 from luthier.hardware.probe import cpu_name
 from luthier.hub.cache import cache_dir
+from luthier.inference.decode import Running
+from luthier.inference.generate import decode
 from luthier.report import disk
 from luthier.training import activations
 from luthier.training.forecast.sketch import period, shortened
@@ -248,32 +250,22 @@ def _update(model: Any) -> float:
 
 
 def _answers(model: Any, engine: Engine, clock: _Clock, questions: int) -> tuple[float, float]:
-    """Seconds of a layer, and of all else, for one more token of each answer, as `inference.generate` asks for it.
-
-    Means of the tuned model and the base model, which answer the same questions.
-    """
-    ids = torch.ones(questions, 8, dtype=torch.long, device=model.device)
+    """Seconds of a layer, and of all else, for one more token of each answer of the tuned and the base model."""
     few, many = NEW_TOKENS
+    adapter = model.active_adapter
 
     def answer(tokens: int) -> None:
-        options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
-
-    def timed() -> tuple[float, float]:
-        _, _, shorter = clock.time(partial(answer, few))
-        _, _, longer = clock.time(partial(answer, many))
-        layer = statistics.median(clock.forward[len(clock.layers) :])  # without the prompt's
-        return layer, max(0.0, (longer - shorter) / (many - few) - len(clock.layers) * layer)
+        requests = [Running([1] * 8, key) for key in (adapter, None) for _ in range(questions)]
+        decode(model, requests, frozenset(), tokens)
 
     install(model, PlainEngine())
     try:
-        with evaluating(model), torch.no_grad():
-            tuned = timed()
-            with model.disable_adapter():
-                base = timed()
+        _, _, shorter = clock.time(partial(answer, few))
+        _, _, longer = clock.time(partial(answer, many))
     finally:
         install(model, engine)
-    return (tuned[0] + base[0]) / 2, (tuned[1] + base[1]) / 2
+    layer = statistics.median(clock.forward[len(clock.layers) :])  # without the prompt's
+    return layer, max(0.0, (longer - shorter) / (many - few) - len(clock.layers) * layer)
 
 
 @contextlib.contextmanager

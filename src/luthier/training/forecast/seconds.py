@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from luthier.evaluation import answers
+from luthier.inference import generate
+from luthier.training import sample
 from luthier.training.forecast.rates import Rates, Timed
 from luthier.training.forecast.workload import Piece, Workload
 
@@ -53,11 +56,12 @@ def seconds(
     """
     step = step_seconds(rates, layers=layers, recomputed=recomputed)
     held = heldout_seconds(rates, layers=layers)
+    sampled = sample.MAX_NEW_TOKENS * token_seconds(rates, layers) if work.questions else 0.0
     ending = 2 * held(Piece(work.ending_tokens, 0)) if work.ending_tokens else 0.0
     return Seconds(
         before=loading + sum(map(step, dearest)),
         steps=sum(map(step, work.pieces)) + work.steps * layers * rates.update,
-        evaluation=work.evaluations * sum(map(held, work.heldout)) + 2 * sum(map(held, work.measured)),
+        evaluation=work.evaluations * (sum(map(held, work.heldout)) + sampled) + 2 * sum(map(held, work.measured)),
         saves=work.saves * (PER_SAVE + saved_bytes / SAVED_PER_SECOND),
         answers=answer_seconds(work, rates, layers) + ending,
     )
@@ -88,8 +92,14 @@ def answer_seconds(work: Workload, rates: Rates, layers: int) -> float:
     """Base and tuned model answer every question together. Most often one of the answers is as long as it may be."""
     if not work.questions:
         return 0.0
-    prompts = layers * _at([rates.heldout], "forward", work.prompt_tokens, "tokens")
-    return 2 * (prompts + answers.MAX_NEW_TOKENS * (layers * rates.new_token + rates.outside_token))
+    prompts = 2 * layers * _at([rates.heldout], "forward", work.prompt_tokens, "tokens")
+    rounds = math.ceil(2 * work.questions / generate.AT_ONCE)
+    return prompts + rounds * answers.MAX_NEW_TOKENS * token_seconds(rates, layers)
+
+
+def token_seconds(rates: Rates, layers: int) -> float:
+    """Of one more token of answers that are written together. One alone takes not much less."""
+    return layers * rates.new_token + rates.outside_token
 
 
 def _at(timed: Sequence[Timed], name: str, amount: int, axis: str) -> float:

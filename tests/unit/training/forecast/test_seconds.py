@@ -65,9 +65,9 @@ def test_a_run() -> None:
     parts = {
         "before": 5 + 1.0,
         "steps": 3 * 0.4 + 2 * 1.0 + 3 * 10 * 0.002,
-        "evaluation": 4 * 0.15 + 2 * 0.3,
+        "evaluation": 4 * (0.15 + 32 * 0.013) + 2 * 0.3,
         "saves": 2 * (0.15 + 0.1),
-        "answers": 2 * (0.1 + 128 * 0.013) + 2 * 0.05,
+        "answers": 2 * 0.1 + 128 * 0.013 + 2 * 0.05,
     }
     assert found.to_json() == pytest.approx({**parts, "total": sum(parts.values())})
 
