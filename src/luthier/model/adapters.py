@@ -176,8 +176,11 @@ def check_asked_alike(folder: Path, renderer: Renderer) -> None:
         raise ModelError(Problem(str(folder), what, "put the model's folder back as it was, or train again"))
 
 
-def load(model: Any, folder: Path, base_folder: Path) -> Any:
-    """The model with a saved adapter on it. Raises ModelError if it belongs to another base, or is not whole."""
+def load(model: Any, folder: Path, base_folder: Path, *, name: str = "default") -> Any:
+    """The model with a saved adapter on it, beside those that it has: the PeftModel.
+
+    Raises ModelError if the adapter belongs to another base, or is not whole; the model is then as it was.
+    """
     from peft import PeftModel
 
     card = read_card(folder)
@@ -185,14 +188,25 @@ def load(model: Any, folder: Path, base_folder: Path) -> Any:
         what = f"was trained on {card['base']}, and {base_folder} holds another model"
         raise ModelError(Problem(str(folder), what, f"load it on {card['base']}"))
     shapes = check_files(folder)
+    has_others = isinstance(model, PeftModel)
+    tuned = model
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error, below
-            tuned = PeftModel.from_pretrained(model, folder)
+            if has_others:
+                model.load_adapter(folder, adapter_name=name)
+            else:
+                tuned = PeftModel.from_pretrained(model, folder, adapter_name=name)
+        _check_tensors(tuned, shapes, folder, name)
     except Exception as error:  # PEFT reads its config as it comes, and any value of it may be the wrong one
+        if has_others and name in model.peft_config:
+            model.delete_adapter(name)
+        elif tuned is not model:
+            tuned.unload()
+        if isinstance(error, ModelError):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise ModelError(Problem(str(folder), f"PEFT cannot load it: {reason}", _COPY)) from None
-    _check_tensors(tuned, shapes, folder)
     return tuned
 
 
@@ -226,11 +240,11 @@ def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _check_tensors(tuned: Any, shapes: dict[str, tuple[int, ...]], folder: Path) -> None:
+def _check_tensors(tuned: Any, shapes: dict[str, tuple[int, ...]], folder: Path, name: str) -> None:
     """PEFT leaves out tensors that it does not know, and fills in ones that it does not find, with a warning."""
     from peft import get_peft_model_state_dict
 
-    expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(tuned).items()}
+    expected = {key: tuple(tensor.shape) for key, tensor in get_peft_model_state_dict(tuned, adapter_name=name).items()}
     differing = sorted(dict(expected.items() ^ shapes.items()))
     if differing:
         what = f"its tensors are not those that {CONFIG} asks for: {len(differing)} differ, first {differing[0][:120]}"

@@ -1,0 +1,67 @@
+"""Any number of adapters on one model, under names, put on and taken off while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from luthier.errors import Problem, RunError
+from luthier.inference.opened import Opened
+from luthier.model import adapters
+from luthier.report.record import RunFolder
+
+FIRST = "default"
+"""What PEFT calls the adapter that a run was opened with."""
+
+
+class Adapters:
+    """The adapters of an opened model, by their key: what PEFT knows them as.
+
+    model: a PeftModel as soon as there is an adapter.
+    """
+
+    def __init__(self, opened: Opened) -> None:
+        self.model = opened.model
+        self._opened = opened
+        self._keys = (f"a{number}" for number in itertools.count(1))
+        self.loaded = {FIRST} if opened.run is not None else set()
+
+    def add(self, folder: Path) -> str:
+        """Puts the adapter of a run or adapter folder on the model; returns its key. Raises InputError."""
+        folder = adapter_folder(folder)
+        adapters.check_asked_alike(folder, self._opened.renderer)
+        key = next(self._keys)
+        self.model = adapters.load(self.model, folder, self._opened.base.path, name=key).eval()
+        self.loaded.add(key)
+        return key
+
+    def remove(self, key: str) -> None:
+        self.loaded.discard(key)
+        if self.loaded:
+            self.model.delete_adapter(key)
+        else:
+            self.model = self.model.unload()
+
+    @contextlib.contextmanager
+    def only(self, key: str | None) -> Iterator[None]:
+        """The model with one adapter, or with none."""
+        if key is None:
+            with self.model.disable_adapter() if self.loaded else contextlib.nullcontext():
+                yield
+        else:
+            if self.model.active_adapter != key:
+                self.model.set_adapter(key)
+            yield
+
+
+def adapter_folder(folder: Path) -> Path:
+    """Where the adapter lies, of a run's folder or an adapter's own. Raises RunError for a run without a result."""
+    if not (folder / "recipe.yaml").is_file():
+        return folder
+    run = RunFolder.open(folder)
+    if not run.is_trained():
+        again = "finish it first: the same luthier train command goes on from its last checkpoint"
+        raise RunError(Problem(str(folder), f"has no result yet ({run.state()})", again))
+    return run.adapter_dir
