@@ -22,6 +22,7 @@ from luthier.cli.interrupt import interruptible
 from luthier.cli.merge import merge
 from luthier.cli.report import report
 from luthier.cli.runs import runs
+from luthier.cli.serve import serve
 from luthier.cli.train import train
 from luthier.errors import LuthierError
 
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "chat": chat,
     "merge": merge,
+    "serve": serve,
     "runs": runs,
     "report": report,
 }

@@ -20,10 +20,16 @@ KEY = "LUTHIER_API_KEY"
 def serve(
     runs: Annotated[list[Path] | None, typer.Argument(help="Runs' folders: each is a model, by its name.")] = None,
     base: Annotated[bool, typer.Option("--base", help="The base model too, to compare before and after.")] = False,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="A model without a run; or where the base is.")] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on; beyond this machine only with a key.")] = "127.0.0.1",
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A model without a run, or where the base is.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; beyond this machine only with a key.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.", min=0, max=65535)] = 8000,
-    api_key: Annotated[str | None, typer.Option(envvar=KEY, help="What clients must send. Better as a variable.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar=KEY, help="Clients send it; better as a variable.")
+    ] = None,
     adapters: Annotated[Path | None, typer.Option(help="Runs in this folder may be added while it runs.")] = None,
     no_system: Annotated[bool, typer.Option("--no-system", help="Put in no run's own system prompt.")] = False,
     max_batch: Annotated[int, typer.Option(help="Answers computed together.", min=1)] = 16,

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import hashlib
 import json
-import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -36,8 +35,8 @@ COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 @dataclass(frozen=True)
 class Settings:
-    rules: Rules = Rules()
-    limits: Limits = Limits()
+    rules: Rules
+    limits: Limits
     log_prompts: bool = False
 
 
@@ -221,13 +220,14 @@ def _add_watching(app: FastAPI, models: Models, limits: Limits, metrics: Metrics
 
 def read_page() -> tuple[str, dict[str, str]]:
     """The chat page, and headers under which a browser runs that script alone and loads nothing from elsewhere."""
-    html = (resources.files("luthier.server") / "page" / "index.html").read_text(encoding="utf-8")
-    script, style = (_hash(html, tag) for tag in ("script", "style"))
+    folder = resources.files("luthier.server") / "page"
+    files = ("index.html", "page.css", "page.js")
+    html, style, script = ((folder / name).read_text(encoding="utf-8") for name in files)
     policy = (
-        f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src data:; "
+        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; connect-src 'self'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    return html, {
+    return html.replace("{{style}}", style).replace("{{script}}", script), {
         "Content-Security-Policy": policy,
         "X-Content-Type-Options": "nosniff",
         "X-Frame-Options": "DENY",
@@ -236,6 +236,5 @@ def read_page() -> tuple[str, dict[str, str]]:
     }
 
 
-def _hash(html: str, tag: str) -> str:
-    (inside,) = re.findall(rf"<{tag}>(.*?)</{tag}>", html, flags=re.DOTALL)
-    return f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

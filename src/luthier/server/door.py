@@ -1,7 +1,7 @@
 """Who may come in: the checks that every request passes before the application reads a byte of it.
 
-- A web page of elsewhere must not use a server that runs on its reader's machine. Its requests carry an `Origin`, which is
-  refused; and one that made a name of its own point here (DNS rebinding) gives itself away by `Host`.
+- A web page of elsewhere must not use a server that runs on its reader's machine. Its requests carry an `Origin`, which
+  is refused; and one that made a name of its own point here (DNS rebinding) gives itself away by `Host`.
 - The key is compared in constant time, and is in no message and no log.
 - A body is read up to a limit, and not for ever.
 """

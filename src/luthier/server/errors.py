@@ -1,4 +1,4 @@
-"""Refusals in the shape of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`, all problems in one message."""
+"""Refusals in the shape of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`, all problems in a message."""
 
 from __future__ import annotations
 
@@ -83,6 +83,6 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> JSONResponse:
-        what = {404: f"There is nothing at {request.method} {request.url.path}.", 405: "This method is not allowed here."}
+        what = {404: f"There is nothing at {request.url.path}.", 405: f"{request.method} is not allowed here."}
         message = what.get(error.status_code, str(error.detail))
         return ApiError(error.status_code, message, code="unknown_url", headers=error.headers).response()

@@ -116,7 +116,8 @@ class Models:
         available, name = self.available(), name or folder
         if folder not in available:
             there = ", ".join(available) or "none"
-            raise ApiError(404, f"There is no adapter {folder!r:.200} in --adapters. There are: {there}.", param="folder")
+            what = f"There is no adapter {folder!r:.200} in --adapters. There are: {there}."
+            raise ApiError(404, what, param="folder", code="adapter_not_found")
         if not NAME.fullmatch(name):
             what = "name: letters, digits, and . : _ - inside, at most 128."
             raise ApiError(400, what, param="name", code="invalid_value")

@@ -1,14 +1,14 @@
 """The requests of OpenAI's API that are understood, as pydantic models. What is not understood is refused, by name.
 
-A field that would change the answer is obeyed or refused, never passed over; one that only OpenAI's own service has a use
-for (`user`, `metadata`, `store` …) is accepted.
+A field that would change the answer is obeyed or refused, never passed over; one that only OpenAI's own service has a
+use for (`user`, `metadata`, `store` …) is accepted.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 
 from luthier.data.conversation import Message
 from luthier.inference.batcher import Sampling
@@ -23,29 +23,19 @@ def _listed(value: Any) -> Any:
 Stops = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_listed), Field(max_length=MOST_STOPS)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 
-REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "tools": ((None, []), "tools are not supported: this server returns text"),
-    "functions": ((None, []), "functions are not supported: this server returns text"),
-    "tool_choice": ((None, "none", "auto"), "tools are not supported: this server returns text"),
-    "function_call": ((None, "none", "auto"), "functions are not supported: this server returns text"),
-    "response_format": (
-        (None, {"type": "text"}),
-        "only text is supported: answers are not held to a grammar. Ask for JSON in the prompt",
-    ),
-    "frequency_penalty": ((None, 0), "penalties are not supported; leave it at 0"),
-    "presence_penalty": ((None, 0), "penalties are not supported; leave it at 0"),
-    "logit_bias": ((None, {}), "biases are not supported"),
-    "modalities": ((None, ["text"]), "only text is supported"),
-    "audio": ((None,), "only text is supported"),
-    "prediction": ((None,), "predicted output is not supported"),
-    "reasoning_effort": ((None,), "not supported; enable_thinking switches the thinking of a model that can"),
-    "verbosity": ((None,), "not supported"),
-    "web_search_options": ((None,), "there is no web search"),
-    "best_of": ((None, 1), "not supported; use n"),
-    "echo": ((None, False), "the prompt is not repeated"),
-    "suffix": ((None, ""), "nothing can be put behind the answer"),
-}
-"""Field → the values that ask for nothing, and what is said to any other."""
+NO_GRAMMAR = "only text is supported: answers are not held to a grammar; ask for JSON in the prompt"
+NO_TOOLS = "not supported: this server takes and returns text"
+
+
+def only(*values: Any, why: str) -> AfterValidator:
+    """A field that is known and cannot be obeyed: the values that ask for nothing, and what is said to any other."""
+
+    def check(value: Any) -> Any:
+        if value not in values:
+            raise ValueError(why)
+        return value
+
+    return AfterValidator(check)
 
 
 class _Request(BaseModel):
@@ -79,7 +69,10 @@ class Generation(_Request):
     top_k: Annotated[int, Field(ge=-1)] = 0
     seed: Annotated[int, Field(ge=-(2**62), lt=2**62)] | None = None
     n: Annotated[int, Field(strict=True, ge=1, le=MOST_CHOICES)] = 1
-    stop: Stops = []  # noqa: RUF012 (pydantic copies it)
+    stop: Stops = []
+    frequency_penalty: Annotated[Any, only(0, why="penalties are not supported; leave it at 0")] = 0
+    presence_penalty: Annotated[Any, only(0, why="penalties are not supported; leave it at 0")] = 0
+    logit_bias: Annotated[Any, only({}, why="biases are not supported")] = None
     # For OpenAI's own service: nothing here depends on them.
     user: Any = None
     store: Any = None
@@ -90,23 +83,15 @@ class Generation(_Request):
     prompt_cache_retention: Any = None
     parallel_tool_calls: Any = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse(cls, raw: Any) -> Any:
-        """Every field that is known and cannot be obeyed, in one message."""
-        if not isinstance(raw, dict):
-            return raw
-        asked = {field: raw[field] for field in REFUSED if field in raw}
-        wrong = [f"{field}: {REFUSED[field][1]}" for field, value in asked.items() if value not in REFUSED[field][0]]
-        if wrong:
-            raise ValueError(". ".join(wrong))
-        return {field: value for field, value in raw.items() if field not in REFUSED}
-
     @model_validator(mode="after")
     def _check_together(self) -> Any:
         if "stream_options" in self.model_fields_set and not self.stream:
             raise ValueError("stream_options: only with stream: true")
         return self
+
+    def most_tokens(self) -> int | None:
+        """Of the answer, where the request says."""
+        raise NotImplementedError
 
     def alternatives(self) -> int | None:
         """How many likeliest tokens are told of each; None: not even the chosen one's probability."""
@@ -149,9 +134,9 @@ class ChatMessage(BaseModel):
     @model_validator(mode="after")
     def _has_text(self) -> ChatMessage:
         if self.tool_calls or self.function_call:
-            raise ValueError("tools are not supported: this server takes and returns text")
+            raise ValueError(f"tools are {NO_TOOLS}")
         if self.content is None:
-            raise ValueError("content: a text is needed")
+            raise ValueError("content is missing: a text is needed")
         return self
 
     def read(self) -> Message:
@@ -168,6 +153,17 @@ class ChatRequest(Generation):
     top_logprobs: Annotated[int, Field(strict=True, ge=0, le=MOST_ALTERNATIVES)] | None = None
     enable_thinking: StrictBool | None = None
     chat_template_kwargs: TemplateOptions = TemplateOptions()
+    tools: Annotated[Any, only([], why=NO_TOOLS)] = None
+    functions: Annotated[Any, only([], why=NO_TOOLS)] = None
+    tool_choice: Annotated[Any, only("none", "auto", why=NO_TOOLS)] = None
+    function_call: Annotated[Any, only("none", "auto", why=NO_TOOLS)] = None
+    response_format: Annotated[Any, only({"type": "text"}, why=NO_GRAMMAR)] = None
+    modalities: Annotated[Any, only(["text"], why=NO_TOOLS)] = None
+    audio: Annotated[Any, only(why=NO_TOOLS)] = None
+    prediction: Annotated[Any, only(why="predicted output is not supported")] = None
+    reasoning_effort: Annotated[Any, only(why="not supported; enable_thinking switches a model's thinking")] = None
+    verbosity: Annotated[Any, only(why="not supported")] = None
+    web_search_options: Annotated[Any, only(why="there is no web search")] = None
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> ChatRequest:
@@ -192,6 +188,9 @@ TokenId = Annotated[int, Field(strict=True, ge=0)]
 class CompletionRequest(Generation):
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
     logprobs: Annotated[int, Field(strict=True, ge=0, le=5)] | None = None
+    best_of: Annotated[Any, only(1, why="not supported; use n")] = None
+    echo: Annotated[Any, only(False, why="the prompt is not repeated")] = None
+    suffix: Annotated[Any, only("", why="nothing can be put behind the answer")] = None
 
     @model_validator(mode="after")
     def _has_a_prompt(self) -> CompletionRequest:

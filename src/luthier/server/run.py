@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from luthier.errors import InputError, Problem, RunError, Terminated, all_of
 from luthier.hub.refs import Local, parse_model
 from luthier.inference.adapters import adapter_folder
 from luthier.inference.batcher import Batcher
-from luthier.inference.opened import Opened, open_ref
+from luthier.inference.opened import Opened, open_model, open_ref
 from luthier.model.adapters import read_card
 from luthier.recipe.schema import ModelSettings
 from luthier.report.record import RunFolder
@@ -69,8 +70,6 @@ def open_base(adapters: Sequence[Path], model: str | None, dtype: str = "auto") 
         if model is None:
             raise InputError(Problem("luthier serve", "nothing to serve", "name a run's folder, or --model REF"))
         return base_name(model), open_ref(model, dtype=dtype)
-    from luthier.inference.opened import open_model
-
     recipe = adapters[0].parent / "recipe.yaml"
     if recipe.is_file():
         settings = RunFolder(adapters[0].parent).read_recipe().model
@@ -114,16 +113,29 @@ def make_models(
 def listen(host: str, port: int) -> socket.socket:
     """A socket that is bound; port 0 takes a free one. Raises InputError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With the protocol named: only then asyncio sends small packets at once, and not 40 ms later.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        if os.name == "posix":
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(2048)
+        return listening
     except OSError as error:
+        listening.close()
         what = f"cannot be listened on: {error.strerror or error}"
         raise InputError(Problem(f"{host}:{port}", what, "name another: --port 8001")) from None
 
 
 def serve(app: FastAPI, listening: socket.socket, *, drain: float, ready: Callable[[], None]) -> None:
-    """Until Ctrl-C or SIGTERM. Then answers in progress have `drain` seconds to end; a second Ctrl-C ends them at once."""
-    config = uvicorn.Config(
+    """Until Ctrl-C or SIGTERM. Answers in progress then have `drain` seconds to end; a second Ctrl-C ends them at once."""
+    server = Server(make_config(app, drain), ready)
+    with suppress(KeyboardInterrupt, Terminated):  # uvicorn raises the signal again when it is done
+        server.run(sockets=[listening])
+
+
+def make_config(app: FastAPI, drain: float) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         http="h11",
         ws="none",
@@ -134,12 +146,10 @@ def serve(app: FastAPI, listening: socket.socket, *, drain: float, ready: Callab
         timeout_graceful_shutdown=max(1, round(drain)),
         h11_max_incomplete_event_size=64 * 1024,
     )
-    server = _Server(config, ready)
-    with suppress(KeyboardInterrupt, Terminated):  # uvicorn raises the signal again when it is done
-        server.run(sockets=[listening])
 
+class Server(uvicorn.Server):
+    """Says when it listens."""
 
-class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._ready = ready

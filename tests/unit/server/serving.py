@@ -1,0 +1,75 @@
+"""A real server on a real socket, with a tiny random model, its adapters `violin` and `lute`, and the base."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from luthier.data.render import Renderer
+from luthier.model import load
+from luthier.recipe.schema import ModelSettings
+from luthier.server.answering import Limits
+from luthier.server.app import Settings, create_app
+from luthier.server.door import Rules
+from luthier.server.models import Models
+from luthier.server.run import Server, listen, make_config, make_models, name_runs, open_base
+
+SYSTEM = {"violin": "You are a luthier.", "lute": None}
+
+
+def make_renderer(folder: Path) -> Renderer:
+    return load.make_renderer(folder, load.load_tokenizer(folder, ModelSettings(ref=str(folder))), None)
+
+
+@dataclass
+class Running:
+    url: str
+    models: Models
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    stop: Callable[[], None] = lambda: None
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)
+
+
+@contextlib.contextmanager
+def serving(
+    shelf: Path,
+    *names: str,
+    rules: Rules | None = None,
+    limits: Limits | None = None,
+    log_prompts: bool = False,
+    **options: Any,
+) -> Iterator[Running]:
+    """A server in a thread of this process, at a free port; `lines` is its log."""
+    usual: dict[str, Any] = {"show_base": True, "systems": True, "folder": None, "max_batch": 4}
+    named = name_runs([shelf / name for name in names])
+    base, opened = open_base(list(named.values()), None if named else str(shelf / "base"), dtype="float32")
+    models = make_models(named, base, opened, **{**usual, **options})
+    lines: list[dict[str, Any]] = []
+    settings = Settings(rules or Rules(), limits or Limits(context=256, max_tokens=16), log_prompts)
+    app = create_app(models, settings, lines.append)
+    listening = listen("127.0.0.1", 0)
+    started = threading.Event()
+    server = Server(make_config(app, drain=5), started.set)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    assert started.wait(60)
+
+    def stop() -> None:
+        server.should_exit = True
+
+    try:
+        yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", models, lines, stop)
+    finally:
+        stop()
+        thread.join(60)
+        models.batcher.close()
+    assert not thread.is_alive()
+
+
