@@ -51,7 +51,7 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 
 
 def _whole(text: str) -> str:
-    """Without half characters (lone surrogates), which a name in JSON may hold and no UTF-8 can."""
+    """Without half characters (lone surrogates), which a path or name may hold and no UTF-8 can."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -85,4 +85,6 @@ def install(app: FastAPI) -> None:
     async def _(request: Request, error: HTTPException) -> JSONResponse:
         what = {404: f"There is nothing at {request.url.path}.", 405: f"{request.method} is not allowed here."}
         message = what.get(error.status_code, str(error.detail))
-        return ApiError(error.status_code, message, code="unknown_url", headers=error.headers).response()
+        code = "unknown_url" if error.status_code in what else "invalid_json"
+        request.state.facts["error"] = code
+        return ApiError(error.status_code, f"{message.rstrip('.')}.", code=code, headers=error.headers).response()

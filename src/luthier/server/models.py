@@ -54,11 +54,8 @@ class Served:
             raise of_input(error, code="invalid_value") from None
 
     def text_ids(self, text: str) -> list[int]:
-        """A plain text as tokens. Raises ApiError."""
-        try:
-            return self.renderer.text_ids(text)
-        except InputError as error:
-            raise of_input(error, code="invalid_value") from None
+        """A plain text to be continued, as tokens."""
+        return self.renderer.text_ids(text)
 
     def _renderer(self, thinking: bool | None) -> Renderer:
         if thinking is None or thinking == self.renderer.thinking:

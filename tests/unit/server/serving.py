@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 from luthier.data.render import Renderer
+from luthier.inference.batcher import Ask, Batcher
 from luthier.model import load
 from luthier.recipe.schema import ModelSettings
 from luthier.server.answering import Limits
@@ -73,3 +77,53 @@ def serving(
     assert not thread.is_alive()
 
 
+
+
+@contextlib.contextmanager
+def paused(batcher: Batcher) -> Iterator[None]:
+    """The batcher computes nothing in between; what is asked waits."""
+    there, go_on = threading.Event(), threading.Event()
+
+    def job() -> None:
+        there.set()
+        go_on.wait(60)
+
+    thread = threading.Thread(target=batcher._do, args=(job,))
+    thread.start()
+    assert there.wait(60)
+    try:
+        yield
+    finally:
+        go_on.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def asks_of(batcher: Batcher) -> Iterator[list[Ask]]:
+    """What reaches the batcher in between, which answers as ever."""
+    seen: list[Ask] = []
+    submit = batcher.submit
+
+    def note(ask: Ask) -> Any:
+        seen.append(ask)
+        return submit(ask)
+
+    with mock.patch.object(batcher, "submit", note):
+        yield seen
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Waits for what another thread does."""
+    for _ in range(6000):
+        if holds():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came to hold")
+
+
+def read_events(text: str) -> list[Any]:
+    """The data of server-sent events; `[DONE]` as it is."""
+    *events, rest = text.split("\n\n")
+    assert rest == ""
+    assert all(event.startswith("data: ") for event in events)
+    return [data if (data := event[6:]) == "[DONE]" else json.loads(data) for event in events]

@@ -1,28 +1,385 @@
-"""OpenAI's API over HTTP, byte by byte where it matters."""
+"""OpenAI's API over HTTP: what is asked of the model, and what comes back."""
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import Any
 
-from serving import Running
+import pytest
+from serving import Running, asks_of, make_renderer, read_events, serving
+from tiny import QWEN3, make_tokenizer, save_model
 
-ASK = {"model": "violin", "messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 6}
+from luthier.data.conversation import Conversation, Message, Source
+from luthier.inference.batcher import Ask, Sampling
+from luthier.inference.text import Writer
+from luthier.server.answering import Limits
+
+WHO = {"role": "user", "content": "Who are you?"}
+ASK: dict[str, Any] = {"model": "violin", "messages": [WHO], "max_tokens": 12}
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
-def test_smoke(server: Running) -> None:
+def post(server: Running, path: str, body: dict[str, Any]) -> dict[str, Any]:
     with server.client() as client:
-        print(client.get("/v1/models").text)
-        r = client.post("/v1/chat/completions", json=ASK)
-        print(r.status_code, r.text)
-        r = client.post("/v1/chat/completions", json={**ASK, "stream": True, "stream_options": {"include_usage": True}})
-        print(r.status_code, r.headers, r.text)
-        r = client.post("/v1/completions", json={"model": "base", "prompt": "Who", "logprobs": 2, "max_tokens": 3})
-        print(r.status_code, r.text)
-        for bad in ({}, {**ASK, "foo": 1, "tools": [1], "echo": True}, {**ASK, "temperature": "x", "n": 0, "zz": 1}):
-            r = client.post("/v1/chat/completions", json=bad)
-            print(r.status_code, r.text)
-        r = client.post("/v1/completions", json={"model": "base", "prompt": {"a": 1}, "logprobs": 2, "max_tokens": 3})
-        print(r.status_code, r.text)
-        print(client.get("/metrics").text[:3000])
-    print(json.dumps(server.lines, indent=1))
+        response = client.post(path, json=body)
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+
+def content(server: Running, **changes: Any) -> str:
+    return str(post(server, CHAT, {**ASK, **changes})["choices"][0]["message"]["content"])
+
+
+def prompt_of(server: Running, **changes: Any) -> list[int]:
+    """The tokens that reach the model."""
+    with asks_of(server.models.batcher) as asks:
+        post(server, CHAT, {**ASK, "max_tokens": 1, **changes})
+    (ask,) = asks
+    return ask.prompt
+
+
+def refusal(server: Running, path: str, body: Any, status: int = 400) -> dict[str, Any]:
+    with server.client() as client:
+        response = client.post(path, json=body)
+    assert response.status_code == status, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert list(error) == ["message", "type", "param", "code"]
+    return error
+
+
+def test_the_models(server: Running) -> None:
+    with server.client() as client:
+        listed = client.get("/v1/models").json()
+        one = client.get("/v1/models/violin").json()
+    assert listed["object"] == "list"
+    assert [each["id"] for each in listed["data"]] == ["base", "violin", "lute"]
+    assert {**one, "created": 0} == {
+        "id": "violin",
+        "object": "model",
+        "created": 0,
+        "owned_by": "luthier",
+        "luthier": {"system": "You are a luthier.", "thinking": None, "base": False},
+    }
+    assert listed["data"][0]["luthier"] == {"system": None, "thinking": None, "base": True}
+
+
+def test_a_chat_answer_is_the_batchers(server: Running, shelf: Path) -> None:
+    renderer = make_renderer(shelf / "base")
+    prompt = renderer.prompt_ids([Message("system", "You are a luthier."), Message("user", "Who are you?")])
+    tokens = list(server.models.batcher.submit(Ask(prompt, "violin", Sampling(max_new_tokens=12))))
+    writer = Writer(renderer.tokenizer)
+    text = "".join(writer.push(token.id) for token in tokens) + writer.flush()
+    answer = post(server, CHAT, ASK)
+    assert answer["id"].startswith("chatcmpl-")
+    assert answer["object"] == "chat.completion"
+    assert answer["model"] == "violin"
+    message = {"role": "assistant", "content": text, "refusal": None}
+    assert answer["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}]
+    assert {**answer["usage"], "prompt_tokens_details": None} == {
+        "prompt_tokens": len(prompt),
+        "completion_tokens": 12,
+        "total_tokens": len(prompt) + 12,
+        "prompt_tokens_details": None,
+    }
+
+
+def test_each_model_answers_in_its_own_way(server: Running) -> None:
+    said = [content(server, model=name, messages=[{"role": "system", "content": "X"}, WHO]) for name in NAMES]
+    assert len(set(said)) == len(NAMES)
+
+
+NAMES = ("base", "violin", "lute")
+
+
+# What is trained is what is asked.
+
+
+def test_the_prompt_is_that_of_training(server: Running, shelf: Path) -> None:
+    messages = (
+        Message("system", "You are a luthier."),
+        Message("user", "你是谁？"),
+        Message("assistant", "我是制琴师。"),
+        Message("user", "What wood is the best <|im_end|>?"),
+        Message("assistant", "Spruce."),
+    )
+    (example,) = make_renderer(shelf / "base").examples(Conversation(messages, Source("rows.json", 1)), "last")
+    sent = [{"role": message.role, "content": message.content} for message in messages[1:-1]]
+    assert prompt_of(server, messages=sent) == example.input_ids[: example.prompt_length]
+
+
+def test_the_system_prompt_is_the_runs_unless_the_request_has_its_own(server: Running, shelf: Path) -> None:
+    renderer, user = make_renderer(shelf / "base"), Message("user", "Who are you?")
+    own = renderer.prompt_ids([Message("system", "Be brief."), user])
+    assert prompt_of(server, messages=[{"role": "system", "content": "Be brief."}, WHO]) == own
+    assert prompt_of(server, messages=[{"role": "developer", "content": "Be brief."}, WHO]) == own
+    assert prompt_of(server, messages=[{"role": "system", "content": ""}, WHO]) == renderer.prompt_ids([user])
+    assert prompt_of(server, model="base") == renderer.prompt_ids([user])
+    assert prompt_of(server, model="lute") == renderer.prompt_ids([user])
+
+
+def test_no_system(shelf: Path) -> None:
+    with serving(shelf, "violin", systems=False) as server:
+        assert prompt_of(server) == make_renderer(shelf / "base").prompt_ids([Message("user", "Who are you?")])
+        with server.client() as client:
+            assert client.get("/v1/models/violin").json()["luthier"]["system"] is None
+
+
+def test_parts_of_a_message_are_lines(server: Running, shelf: Path) -> None:
+    parts = [{"type": "text", "text": "Who"}, {"type": "text", "text": "are you?"}]
+    asked = prompt_of(server, model="lute", messages=[{"role": "user", "content": parts}])
+    assert asked == make_renderer(shelf / "base").prompt_ids([Message("user", "Who\nare you?")])
+
+
+def test_an_answer_may_be_sent_back_as_it_came(server: Running, shelf: Path) -> None:
+    said = post(server, CHAT, ASK)["choices"][0]["message"]
+    renderer = make_renderer(shelf / "base")
+    messages = [Message("user", "Who are you?"), Message("assistant", said["content"]), Message("user", "Who are you?")]
+    assert prompt_of(server, model="lute", messages=[WHO, said, WHO]) == renderer.prompt_ids(messages)
+
+
+def test_thinking_is_switched_by_the_request(tmp_path: Path) -> None:
+    save_model(tmp_path / "base")
+    make_tokenizer(QWEN3).save_pretrained(tmp_path / "base")
+    with serving(tmp_path) as server:
+        tokenizer = server.models.base.renderer.tokenizer
+        for asked, shown in (
+            ({}, False),  # as `luthier chat` asks a plain model
+            ({"enable_thinking": True}, True),
+            ({"chat_template_kwargs": {"enable_thinking": True}}, True),
+            ({"chat_template_kwargs": {"enable_thinking": False}}, False),
+        ):
+            expected = tokenizer.apply_chat_template(
+                [WHO], add_generation_prompt=True, enable_thinking=shown, return_dict=False
+            )
+            assert prompt_of(server, model="base", **asked) == expected
+
+
+def test_a_plain_text_is_continued_as_it_is(server: Running, shelf: Path) -> None:
+    tokenizer = make_renderer(shelf / "base").tokenizer
+    text = "<|im_start|>user\nWho?"
+    with asks_of(server.models.batcher) as asks:
+        post(server, TEXT, {"model": "base", "prompt": [text, "你是谁？"], "max_tokens": 1})
+        post(server, TEXT, {"model": "base", "prompt": [5, 6], "max_tokens": 1})
+        post(server, TEXT, {"model": "base", "prompt": [[5, 6], [7]], "max_tokens": 1})
+    expected = [tokenizer(text)["input_ids"], tokenizer("你是谁？")["input_ids"], [5, 6], [5, 6], [7]]
+    assert [ask.prompt for ask in asks] == expected
+    assert expected[0][0] == 1
+
+
+# Streams.
+
+
+@pytest.mark.parametrize("usage", [False, True])
+def test_a_stream_says_what_the_whole_answer_says(server: Running, usage: bool) -> None:
+    whole = post(server, CHAT, {**ASK, "logprobs": True, "top_logprobs": 2})
+    options = {"stream_options": {"include_usage": True}} if usage else {}
+    with server.client() as client:
+        response = client.post(CHAT, json={**ASK, "logprobs": True, "top_logprobs": 2, "stream": True, **options})
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    *chunks, done = read_events(response.text)
+    assert done == "[DONE]"
+    last = chunks.pop() if usage else None
+    assert {chunk["id"] for chunk in chunks} == {chunks[0]["id"]}
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    assert choices[0]["delta"] == {"role": "assistant", "content": ""}
+    assert "".join(choice["delta"].get("content", "") for choice in choices) == whole["choices"][0]["message"]["content"]
+    assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["length"]
+    told = [token for choice in choices if choice["logprobs"] for token in choice["logprobs"]["content"]]
+    assert told == whole["choices"][0]["logprobs"]["content"]
+    assert [chunk.get("usage", "none") for chunk in chunks] == [None if usage else "none"] * len(chunks)
+    if last is not None:
+        assert last["choices"] == []
+        assert last["usage"]["total_tokens"] == whole["usage"]["total_tokens"]
+
+
+def test_a_streamed_completion(server: Running) -> None:
+    body = {"model": "base", "prompt": "Who", "max_tokens": 8, "logprobs": 1}
+    whole = post(server, TEXT, body)["choices"][0]
+    with server.client() as client:
+        *chunks, done = read_events(client.post(TEXT, json={**body, "stream": True}).text)
+    assert done == "[DONE]"
+    assert {chunk["object"] for chunk in chunks} == {"text_completion"}
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert "".join(choice["text"] for choice in choices) == whole["text"]
+    for field in ("tokens", "token_logprobs", "text_offset"):
+        assert [each for choice in choices for each in choice["logprobs"][field]] == whole["logprobs"][field]
+
+
+# How an answer is drawn.
+
+
+def test_choices_have_seeds_of_their_own_and_repeat(server: Running) -> None:
+    sampled = {"temperature": 1.5, "seed": 7, "n": 3}
+    first, again = (post(server, CHAT, {**ASK, **sampled}) for _ in range(2))
+    said = [choice["message"]["content"] for choice in first["choices"]]
+    assert [choice["index"] for choice in first["choices"]] == [0, 1, 2]
+    assert said == [choice["message"]["content"] for choice in again["choices"]]
+    assert len(set(said)) == 3
+    assert content(server, temperature=1.5, seed=8) == said[1]
+    assert first["usage"]["completion_tokens"] == 36
+    assert first["usage"]["prompt_tokens"] == post(server, CHAT, ASK)["usage"]["prompt_tokens"]
+
+
+def test_what_is_asked_reaches_the_batcher(server: Running) -> None:
+    body = {**ASK, "temperature": 0.5, "top_p": 0.25, "top_k": 9, "seed": 3, "n": 2, "logprobs": True}
+    with asks_of(server.models.batcher) as asks:
+        post(server, CHAT, body)
+        post(server, CHAT, {**ASK, "max_tokens": None, "top_k": -1, "temperature": None})
+        post(server, CHAT, {**ASK, "max_completion_tokens": 2})
+    assert [ask.sampling for ask in asks] == [
+        Sampling(12, 0.5, 0.25, 9, 3, 0),
+        Sampling(12, 0.5, 0.25, 9, 4, 0),
+        Sampling(16),
+        Sampling(2),
+    ]
+
+
+def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(server: Running) -> None:
+    text = content(server, max_tokens=30)
+    stop = text[6:8]
+    answer = post(server, CHAT, {**ASK, "max_tokens": 30, "stop": [stop, "never"], "logprobs": True})
+    choice = answer["choices"][0]
+    assert choice["message"]["content"] == text[: text.index(stop)]
+    assert choice["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] < 30
+    assert content(server, max_tokens=30, stop=stop) == text[: text.index(stop)]
+
+
+def test_log_probabilities_with_their_bytes(server: Running) -> None:
+    body = {"model": "base", "messages": [{"role": "user", "content": "琴"}], "max_tokens": 5}
+    told = post(server, CHAT, {**body, "logprobs": True, "top_logprobs": 3})["choices"][0]["logprobs"]["content"]
+    batcher, tokenizer = server.models.batcher, server.models.base.renderer.tokenizer
+    prompt = server.models.base.prompt_ids([Message("user", "琴")], None)
+    tokens = list(batcher.submit(Ask(prompt, "base", Sampling(max_new_tokens=5, logprobs=3))))
+    assert [each["logprob"] for each in told] == pytest.approx([token.logprob for token in tokens], abs=1e-5)
+    assert [len(each["top_logprobs"]) for each in told] == [3] * 5
+    written = b"".join(bytes(each["bytes"]) for each in told)
+    assert written.decode(errors="replace") == tokenizer.decode([token.id for token in tokens])
+    assert [each["token"] for each in told] == [tokenizer.decode([token.id]) for token in tokens]
+
+
+# Refusals.
+
+FIVE = ["a", "b", "c", "d", "e"]
+NO_TOOLS = "not supported: this server takes and returns text."
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"foo": 1, "bar": 2}, "foo", "Unrecognized request argument supplied: foo. Unrecognized request argument supplied: bar."),
+    ({"tools": [{"type": "function"}], "n": 0}, "n", f"n: Input should be greater than or equal to 1. tools: {NO_TOOLS}"),
+    (
+        {"response_format": {"type": "json_object"}},
+        "response_format",
+        "response_format: only text is supported: answers are not held to a grammar; ask for JSON in the prompt.",
+    ),
+    ({"frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty: penalties are not supported; leave it at 0."),
+    ({"logit_bias": {"5": 1}}, "logit_bias", "logit_bias: biases are not supported."),
+    ({"stop": FIVE}, "stop", "stop: Value should have at most 4 items after validation, not 5."),
+    ({"temperature": 2.5}, "temperature", "temperature: Input should be less than or equal to 2."),
+    ({"max_tokens": 0}, "max_tokens", "max_tokens: Input should be greater than or equal to 1."),
+    ({"messages": []}, "messages", "messages: List should have at least 1 item after validation, not 0."),
+    (
+        {"messages": [{"role": "tool", "content": "x"}]},
+        "messages.0.role",
+        "messages.0.role: Input should be 'system', 'developer', 'user' or 'assistant'.",
+    ),
+    (
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]},
+        "messages.0",
+        f"messages.0: tools are {NO_TOOLS}",
+    ),
+    ({"messages": [{"role": "user"}]}, "messages.0", "messages.0: content is missing: a text is needed."),
+    ({"top_logprobs": 2}, "", "top_logprobs: only with logprobs: true."),
+    ({"stream_options": {"include_usage": True}}, "", "stream_options: only with stream: true."),
+    (
+        {"chat_template_kwargs": {"tools": 1}},
+        "chat_template_kwargs.tools",
+        "Unrecognized request argument supplied: chat_template_kwargs.tools.",
+    ),
+    ({"enable_thinking": True}, "enable_thinking", "enable_thinking: the chat template of violin has no thinking mode."),
+]
+
+
+@pytest.mark.parametrize(("changes", "param", "message"), REFUSED, ids=[next(iter(each[0])) for each in REFUSED])
+def test_what_cannot_be_obeyed_is_refused(server: Running, changes: dict[str, Any], param: str, message: str) -> None:
+    error = refusal(server, CHAT, {**ASK, **changes})
+    assert error["message"] == message
+    assert (error["type"], error["param"]) == ("invalid_request_error", param or None)
+
+
+def test_neutral_values_are_taken(server: Running) -> None:
+    neutral = {
+        "tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "frequency_penalty": 0.0, "logit_bias": {},
+        "user": "me", "metadata": {"a": "b"}, "store": False, "seed": None, "stop": None, "stream": False, "logprobs": False,
+    }  # fmt: skip
+    assert content(server, **neutral) == content(server)
+
+
+def test_a_missing_model_is_named_with_those_there_are(server: Running) -> None:
+    error = refusal(server, CHAT, {**ASK, "model": "gpt-4"}, 404)
+    assert error["message"] == "The model 'gpt-4' does not exist. There are: base, violin, lute."
+    assert (error["param"], error["code"]) == ("model", "model_not_found")
+    assert refusal(server, CHAT, {}) == {
+        "message": "model: Field required. messages: Field required.",
+        "type": "invalid_request_error",
+        "param": "model",
+        "code": "invalid_value",
+    }
+
+
+def test_a_prompt_that_does_not_fit(server: Running) -> None:
+    long = {"role": "user", "content": "wood " * 300}
+    error = refusal(server, CHAT, {**ASK, "messages": [long], "max_tokens": None})
+    assert error["code"] == "context_length_exceeded"
+    assert error["message"].startswith("This model's context is 256 tokens, and the request has ")
+    error = refusal(server, CHAT, {**ASK, "max_tokens": 250})
+    assert error["message"] == (
+        "This model's context is 256 tokens, and the request has 22 tokens of the prompt and 250 of the answer. "
+        "Shorten it."
+    )
+
+
+def test_an_answer_without_a_wish_fits_into_what_is_left(shelf: Path) -> None:
+    with serving(shelf, "lute", limits=Limits(context=30, max_tokens=100)) as server:
+        answer = post(server, TEXT, {"model": "lute", "prompt": [5] * 20})
+        assert answer["usage"]["completion_tokens"] <= 10
+        with asks_of(server.models.batcher) as asks:
+            post(server, TEXT, {"model": "lute", "prompt": [5] * 20})
+    assert asks[0].sampling.max_new_tokens == 10
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "prompt: at least one token is needed."),
+        ([5, 400], "prompt: has a token that the model does not know: it has 400; use the model's own tokenizer."),
+    ],
+)
+def test_a_prompt_that_is_none(server: Running, prompt: Any, message: str) -> None:
+    assert refusal(server, TEXT, {"model": "base", "prompt": prompt})["message"] == message
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"{", "The body is not JSON: Expecting property name enclosed in double quotes."),
+        (b"\xff\xfe", "The body is not JSON: Expecting value."),
+        (b"[" * 100_000, "There was an error parsing the body."),
+        (b"[]", "Input should be a valid dictionary or object to extract fields from."),
+        (
+            b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}',
+            "model: Input should be a valid string, unable to parse raw data as a unicode string.",
+        ),
+    ],
+)
+def test_bytes_that_are_no_request(server: Running, body: bytes, message: str) -> None:
+    with server.client() as client:
+        response = client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.json()["error"]["message"]) == (400, message)
+
+
+def test_what_is_not_there(server: Running) -> None:
+    with server.client() as client:
+        assert client.get("/v1/nothing").json()["error"]["message"] == "There is nothing at /v1/nothing."
+        assert client.get(CHAT).json()["error"]["message"] == "GET is not allowed here."
+        assert client.get("/docs").status_code == 404
