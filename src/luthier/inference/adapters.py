@@ -29,9 +29,7 @@ class Adapters:
         self.loaded = {FIRST} if opened.run is not None else set()
 
     def add(self, folder: Path) -> str:
-        """Puts the adapter of a run or adapter folder on the model; returns its key. Raises InputError."""
-        folder = adapter_folder(folder)
-        adapters.check_asked_alike(folder, self._opened.renderer)
+        """Puts an adapter on the model; returns its key. Raises ModelError."""
         key = next(self._keys)
         self.model = adapters.load(self.model, folder, self._opened.base.path, name=key).eval()
         self.loaded.add(key)

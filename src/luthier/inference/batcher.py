@@ -14,10 +14,11 @@ from typing import Literal, TypeVar
 import torch
 
 from luthier.errors import InputError, Problem
-from luthier.inference.adapters import FIRST, Adapters
+from luthier.inference.adapters import FIRST, Adapters, adapter_folder
 from luthier.inference.decode import Decoder, OneByOne, Running
 from luthier.inference.opened import Opened
 from luthier.inference.sample import Sampling, Token, choose, random_numbers
+from luthier.model.adapters import read_card
 
 __all__ = ["Answer", "Ask", "Batcher", "Sampling", "Token"]
 
@@ -128,7 +129,8 @@ class Batcher:
         self.max_batch = max_batch
         self._adapters = Adapters(opened)
         self._decoder: Decoder = OneByOne(self._adapters)
-        self._stop_ids = frozenset(opened.renderer.stop_ids)
+        own = frozenset(opened.renderer.stop_ids)
+        self._stop_ids: dict[str | None, frozenset[int]] = {None: own, FIRST: own}
         config = opened.model.config.get_text_config()
         self._vocabulary: int = config.vocab_size
         self._longest: float = getattr(config, "max_position_embeddings", None) or math.inf
@@ -152,14 +154,19 @@ class Batcher:
             return list(self._keys)
 
     def add(self, name: str, folder: str | Path) -> None:
-        """Puts the adapter of a run or adapter folder on the model. Raises InputError; the others stay as they are."""
+        """Puts the adapter of a run or adapter folder on the model, with the stop tokens that it was trained with.
+
+        Raises InputError; the others stay as they are.
+        """
 
         def job() -> None:
             if name in self._keys:
                 raise InputError(Problem(name, "there is a model of this name already", "remove it first"))
-            key = self._adapters.add(Path(folder))
+            place = adapter_folder(Path(folder))
+            key = self._adapters.add(place)
             with self._changed:
                 self._keys[name] = key
+                self._stop_ids[key] = frozenset(read_card(place).get("stop_ids", self._stop_ids[None]))
 
         self._do(job)
 
@@ -274,7 +281,7 @@ class Batcher:
         requests = [request for request in ready if isinstance(request, _Request)]
         tokens = choose(logits, [r.sampling for r in requests], [r.random for r in requests])
         for request, token in zip(requests, tokens, strict=True):
-            if token.id in self._stop_ids:
+            if token.id in self._stop_ids[request.adapter]:
                 self._finish(request, "stop")
                 continue
             request.ids.append(token.id)

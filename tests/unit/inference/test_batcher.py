@@ -83,7 +83,7 @@ def test_together_as_alone_for_each_adapter(batcher: Batcher, folder: Path) -> N
 def test_a_stop_token_ends_and_is_not_given(batcher: Batcher) -> None:
     first = ids(batcher.submit(Ask([5, 6, 7], "base", Sampling(max_new_tokens=3))))
     assert len(first) == 3
-    batcher._stop_ids = frozenset([first[2]])
+    batcher._stop_ids[None] = frozenset([first[2]])
     answer = batcher.submit(Ask([5, 6, 7], "base", Sampling(max_new_tokens=3)))
     assert (ids(answer), answer.finish) == (first[:2], "stop")
 
@@ -186,7 +186,7 @@ def test_what_cannot_be_answered_is_refused(batcher: Batcher, folder: Path) -> N
         batcher.add("one", folder / "two")
     with pytest.raises(InputError, match="is no adapter"):
         batcher.remove("base")
-    with pytest.raises(InputError, match="has no luthier.json"):
+    with pytest.raises(InputError, match=r"has no luthier\.json"):
         batcher.add("three", folder / "base")
     assert batcher.names() == ["base", "one", "two"]
 
