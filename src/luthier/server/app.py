@@ -26,7 +26,7 @@ from luthier.server.answering import Limits, Writing, begin
 from luthier.server.door import Door, Rules
 from luthier.server.errors import ApiError
 from luthier.server.models import Models, Served
-from luthier.server.observe import Log, Metrics, Observed
+from luthier.server.observe import GONE, Log, Metrics, Observed
 from luthier.server.protocol import ChatRequest, CompletionRequest, Generation
 from luthier.server.shapes import Chat, Completion, Shape
 
@@ -83,7 +83,8 @@ def _add_asking(app: FastAPI, models: Models, settings: Settings) -> None:
         if asked.stream:
             return Stream(events(shape, writing, asked, facts), writing, facts, settings.log_prompts)
         try:
-            await unless_gone(request, writing)
+            if not await unless_gone(request, writing):
+                return Response(status_code=GONE)
             return JSONResponse(shape.whole(writing))
         except ApiError:
             raise
@@ -152,8 +153,8 @@ class Stream(StreamingResponse):
             end(self._writing, self._facts, self._with_text)
 
 
-async def unless_gone(request: Request, writing: Writing) -> None:
-    """Until all is written, or the client has gone away: then nobody reads the response."""
+async def unless_gone(request: Request, writing: Writing) -> bool:
+    """Until all is written, or the client has gone away: then it is False, and nobody reads the response."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -164,6 +165,7 @@ async def unless_gone(request: Request, writing: Writing) -> None:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if tasks[0].done():
             tasks[0].result()
+        return tasks[0].done()
     finally:
         for task in tasks:
             task.cancel()

@@ -72,7 +72,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def _(request: Request, error: ApiError) -> JSONResponse:
-        request.state.facts["error"] = error.code
+        request.state.facts.setdefault("error", error.code)
         return error.response()
 
     @app.exception_handler(RequestValidationError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
 import time
@@ -54,8 +55,11 @@ class Served:
             raise of_input(error, code="invalid_value") from None
 
     def text_ids(self, text: str) -> list[int]:
-        """A plain text to be continued, as tokens."""
-        return self.renderer.text_ids(text)
+        """A plain text to be continued, as tokens. Raises ApiError."""
+        try:
+            return self.renderer.text_ids(text)
+        except InputError as error:
+            raise of_input(error, code="invalid_value") from None
 
     def _renderer(self, thinking: bool | None) -> Renderer:
         if thinking is None or thinking == self.renderer.thinking:
@@ -92,10 +96,12 @@ class Models:
 
     def add(self, adapter: Path, name: str) -> Served:
         """Loads an adapter's folder under a name that is free. Raises InputError for one that does not fit the base."""
-        system = read_card(adapter)["system"] if self._systems else None
+        card = read_card(adapter)
+        renderer = _renderer_of(card, self.base.renderer)
         with self._changing:
             self.batcher.add(name, adapter)
-            self._served[name] = served = Served(name, self.base.renderer, system, is_base=False)
+            system = card["system"] if self._systems else None
+            self._served[name] = served = Served(name, renderer, system, is_base=False)
         return served
 
     # What a request may do. A path that comes over HTTP names a folder directly in `--adapters`, and nothing else.
@@ -134,6 +140,17 @@ class Models:
         with self._changing:
             if self._served.pop(name, None) is not None:
                 self.batcher.remove(name)
+
+
+def _renderer_of(card: dict[str, Any], base: Renderer) -> Renderer:
+    """What writes an adapter's prompts: the base's, unless it was trained with another template or thinking mode."""
+    template = card.get("chat_template", base.tokenizer.chat_template)
+    thinking, stop_ids = card.get("thinking", base.thinking), card.get("stop_ids", base.stop_ids)
+    if (template, thinking, stop_ids) == (base.tokenizer.chat_template, base.thinking, base.stop_ids):
+        return base
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.chat_template = template
+    return Renderer(tokenizer, thinking=thinking, stop_ids=stop_ids)
 
 
 def adapter_folder(path: Path) -> Path | None:

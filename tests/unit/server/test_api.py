@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,25 @@ def test_an_answer_may_be_sent_back_as_it_came(server: Running, shelf: Path) -> 
     renderer = make_renderer(shelf / "base")
     messages = [Message("user", "Who are you?"), Message("assistant", said["content"]), Message("user", "Who are you?")]
     assert prompt_of(server, model="lute", messages=[WHO, said, WHO]) == renderer.prompt_ids(messages)
+
+
+def test_each_adapter_is_asked_with_the_template_it_was_trained_with(shelf: Path, tmp_path: Path) -> None:
+    """And with its thinking mode: two runs of one base may differ in both."""
+    shutil.copytree(shelf / "lute", tmp_path / "thinker")
+    card = tmp_path / "thinker" / "luthier.json"
+    kept = json.loads(card.read_text(encoding="utf-8"))
+    card.write_text(json.dumps({**kept, "chat_template": QWEN3, "thinking": False}), encoding="utf-8")
+    (tmp_path / "lute").symlink_to(shelf / "lute")
+    with serving(tmp_path, "lute", "thinker") as server:
+        asked = prompt_of(server, model="thinker")
+        expected = make_tokenizer(QWEN3).apply_chat_template(
+            [WHO], add_generation_prompt=True, enable_thinking=False, return_dict=False
+        )
+        assert asked == expected
+        assert prompt_of(server, model="lute") == make_renderer(shelf / "base").prompt_ids([Message("user", WHO["content"])])
+        with server.client() as client:
+            listed = client.get("/v1/models").json()["data"]
+        assert [each["luthier"]["thinking"] for each in listed] == [None, None, False]
 
 
 def test_thinking_is_switched_by_the_request(tmp_path: Path) -> None:
@@ -367,8 +388,8 @@ def test_a_prompt_that_is_none(server: Running, prompt: Any, message: str) -> No
         (b"[" * 100_000, "There was an error parsing the body."),
         (b"[]", "Input should be a valid dictionary or object to extract fields from."),
         (
-            b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}',
-            "model: Input should be a valid string, unable to parse raw data as a unicode string.",
+            b'{"model": "lute", "messages": [{"role": "user", "content": "\\ud800"}]}',
+            "text '\\ud800': holds half a character (a lone surrogate); write it as UTF-8.",
         ),
     ],
 )
@@ -376,6 +397,20 @@ def test_bytes_that_are_no_request(server: Running, body: bytes, message: str) -
     with server.client() as client:
         response = client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
     assert (response.status_code, response.json()["error"]["message"]) == (400, message)
+
+
+def test_half_characters_in_names_and_texts(server: Running) -> None:
+    bodies = {
+        CHAT: b'{"model": "\\ud800", "messages": [{"role": "user", "content": "x"}]}',
+        TEXT: b'{"model": "base", "prompt": "a\\ud800"}',
+    }
+    with server.client() as client:
+        json = {"Content-Type": "application/json"}
+        said = [client.post(path, content=body, headers=json).json()["error"] for path, body in bodies.items()]
+    assert [error["message"] for error in said] == [
+        "The model '\\ud800' does not exist. There are: base, violin, lute.",
+        "text 'a\\ud800': holds half a character (a lone surrogate); write UTF-8.",
+    ]
 
 
 def test_what_is_not_there(server: Running) -> None:

@@ -188,7 +188,7 @@ def test_a_line_of_the_log_is_json_without_keys(
     console.log_line({"path": "/a-canary-of-the-key", "seconds": float("nan"), "text": "琴\ud800\x1b[31m"})
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err == '{"path": "/…", "seconds": null, "text": "琴\\\\ud800\\u001b[31m"}\n'
+    assert shown.err == '{"path": "/…", "seconds": null, "text": "琴\\ud800\\u001b[31m"}\n'
 
 
 def test_the_metrics(shelf: Path) -> None:
