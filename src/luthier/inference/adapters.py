@@ -6,6 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from luthier.errors import Problem, RunError
 from luthier.inference.opened import Opened
@@ -41,6 +42,11 @@ class Adapters:
             self.model.delete_adapter(key)
         else:
             self.model = self.model.unload()
+
+    @property
+    def causal(self) -> Any:
+        """The causal model itself, below PEFT's wrapper."""
+        return self.model.get_base_model() if self.loaded else self.model
 
     @contextlib.contextmanager
     def only(self, key: str | None) -> Iterator[None]:

@@ -15,8 +15,9 @@ import torch
 
 from luthier.errors import InputError, Problem
 from luthier.inference.adapters import FIRST, Adapters, adapter_folder
-from luthier.inference.decode import Decoder, OneByOne, Running
+from luthier.inference.decode import Running
 from luthier.inference.opened import Opened
+from luthier.inference.pick import pick_decoder
 from luthier.inference.sample import Sampling, Token, choose, random_numbers
 from luthier.model.adapters import read_card
 
@@ -120,15 +121,28 @@ class Batcher:
     Args:
         opened: the model, with or without an adapter.
         max_batch: so many requests at once; others wait, first come first served.
+        kept_bytes: what keys and values of earlier requests may take, for those that begin alike.
         name: of the adapter that `opened` has, its run's folder's by default.
         base: the name of the model without adapter.
+
+    Attributes:
+        way: how requests are computed, and why.
     """
 
-    def __init__(self, opened: Opened, *, max_batch: int = 16, name: str | None = None, base: str = "base") -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        *,
+        max_batch: int = 16,
+        kept_bytes: int = 1 << 30,
+        name: str | None = None,
+        base: str = "base",
+    ) -> None:
         self.base = base
         self.max_batch = max_batch
         self._adapters = Adapters(opened)
-        self._decoder: Decoder = OneByOne(self._adapters)
+        self.way = pick_decoder(self._adapters, kept_bytes=kept_bytes)
+        self._decoder = self.way.value
         own = frozenset(opened.renderer.stop_ids)
         self._stop_ids: dict[str | None, frozenset[int]] = {None: own, FIRST: own}
         config = opened.model.config.get_text_config()
@@ -213,6 +227,7 @@ class Batcher:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+        self._decoder.close()
 
     def _check(self, ask: Ask) -> None:
         if not ask.prompt:
@@ -244,13 +259,20 @@ class Batcher:
     # --- the thread that owns the model ---------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while self._prepare():
+        going = True
+        while going:
             try:
-                with torch.inference_mode():
+                going = self._prepare()
+                with torch.no_grad():
                     self._step()
             except BaseException as error:  # handed to those who wait for it; the next requests may go well
                 for request in list(self._running):
                     self._finish(request, None, error)
+        with self._changed:  # what came while the last jobs were done
+            for request in (*self._running, *self._waiting):
+                self._finish(request, "cancelled")
+        for job in self._jobs:
+            job()
 
     def _prepare(self) -> bool:
         """Waits for something to do, and does what belongs between two tokens. False: closed."""
@@ -261,9 +283,7 @@ class Batcher:
                 self._finish(request, "cancelled")
             jobs, self._jobs = self._jobs, deque()
             while self._waiting and len(self._running) < self.max_batch:
-                request = self._waiting.popleft()
-                self._running.append(request)
-                request.answer.cached_tokens = self._decoder.begin(request)
+                self._running.append(self._waiting.popleft())
             gone = self._leaving - {r.adapter for r in (*self._running, *self._waiting)}
             self._leaving -= gone
         for job in jobs:
@@ -271,6 +291,8 @@ class Batcher:
         for key in gone:
             self._decoder.forget(key)
             self._adapters.remove(key)
+        if jobs or gone:
+            self._decoder.refresh()
         return not self._closed
 
     def _step(self) -> None:
@@ -281,6 +303,7 @@ class Batcher:
         requests = [request for request in ready if isinstance(request, _Request)]
         tokens = choose(logits, [r.sampling for r in requests], [r.random for r in requests])
         for request, token in zip(requests, tokens, strict=True):
+            request.answer.cached_tokens = request.reused
             if token.id in self._stop_ids[request.adapter]:
                 self._finish(request, "stop")
                 continue
@@ -294,7 +317,7 @@ class Batcher:
         with self._changed:
             if request in self._running:
                 self._running.remove(request)
-                self._decoder.end(request)
+                self._decoder.end(request, keep=failure is None)
             else:
                 self._waiting.remove(request)
         request.answer._end(finish, failure)

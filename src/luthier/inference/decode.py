@@ -1,4 +1,4 @@
-"""One token more for each running request: the forward passes behind the batcher."""
+"""One token more for each running request: what the batcher asks of the forward passes, and the plain way."""
 
 from __future__ import annotations
 
@@ -14,33 +14,39 @@ from luthier.inference.adapters import Adapters
 
 @dataclass(eq=False)
 class Running:
-    """A request being answered: its tokens so far, and how many of them lie in its cache.
+    """A request being answered.
 
-    adapter: the one it is for, None for the base.
+    ids: its tokens so far. adapter: the one it is for, None for the base. computed: tokens whose keys and values are in
+    its cache. reused: those of its prompt that an earlier request had computed.
     """
 
     ids: list[int]
     adapter: str | None
     computed: int = 0
+    reused: int = 0
     cache: Any = field(default=None, repr=False)
 
 
 class Decoder(Protocol):
-    def begin(self, request: Running) -> int:
-        """Takes a request up; how many of its tokens need not be computed."""
-        ...
-
     def step(self, running: Sequence[Running]) -> tuple[list[Running], Tensor]:
-        """Computes a part of what is not computed yet. The requests that a token can be chosen for, and for each of
-        them the logits [R, vocabulary]."""
+        """Computes some of what is not computed yet. The requests that a token can be chosen for, and for each of them
+        the logits [R, vocabulary]."""
         ...
 
-    def end(self, request: Running) -> None:
-        """A request that gets no more tokens."""
+    def end(self, request: Running, *, keep: bool) -> None:
+        """Frees what a request holds. keep: later requests may begin with its tokens."""
         ...
 
-    def forget(self, adapter: str) -> None:
-        """An adapter that is no more."""
+    def forget(self, adapter: str | None) -> None:
+        """What is kept for an adapter."""
+        ...
+
+    def refresh(self) -> None:
+        """The model has other adapters now."""
+        ...
+
+    def close(self) -> None:
+        """Gives the model back as it was."""
         ...
 
 
@@ -50,24 +56,29 @@ class OneByOne:
     def __init__(self, adapters: Adapters) -> None:
         self.adapters = adapters
 
-    def begin(self, request: Running) -> int:
-        from transformers import DynamicCache
-
-        request.cache = DynamicCache(config=self.adapters.model.config)
-        return 0
-
     def step(self, running: Sequence[Running]) -> tuple[list[Running], Tensor]:
         return list(running), torch.cat([self._next(request) for request in running])
 
     def _next(self, request: Running) -> Tensor:
-        new = torch.tensor([request.ids[request.computed :]], device=self.adapters.model.device)
-        with self.adapters.only(request.adapter):
-            output = self.adapters.model(input_ids=new, past_key_values=request.cache, use_cache=True, logits_to_keep=1)
-        request.computed = len(request.ids)
-        return output.logits[:, -1].float()  # type: ignore[no-any-return]
+        from transformers import DynamicCache
 
-    def end(self, request: Running) -> None:
+        model = self.adapters.model
+        if request.cache is None:
+            request.cache = DynamicCache(config=model.config)
+        new = torch.tensor([request.ids[request.computed :]], device=model.device)
+        with self.adapters.only(request.adapter):
+            output = model(input_ids=new, past_key_values=request.cache, use_cache=True)
+        request.computed = len(request.ids)
+        return output.logits[:, -1]  # type: ignore[no-any-return]
+
+    def end(self, request: Running, *, keep: bool) -> None:
         request.cache = None
 
-    def forget(self, adapter: str) -> None:
+    def forget(self, adapter: str | None) -> None:
+        pass
+
+    def refresh(self) -> None:
+        pass
+
+    def close(self) -> None:
         pass

@@ -191,6 +191,29 @@ def test_what_cannot_be_answered_is_refused(batcher: Batcher, folder: Path) -> N
     assert batcher.names() == ["base", "one", "two"]
 
 
+def test_closing_while_an_adapter_is_added_ends_who_waits(folder: Path) -> None:
+    batcher = Batcher(opened(folder))
+    begun, closing = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        assert closing.wait(60)
+
+    jobs = [threading.Thread(target=batcher._do, args=[job]) for job in (slow, lambda: None)]
+    jobs[0].start()
+    assert begun.wait(60)
+    jobs[1].start()
+    answer = batcher.submit(Ask([5, 6], "base", Sampling(5)))
+    closer = threading.Thread(target=batcher.close)
+    closer.start()
+    while not batcher._closed:
+        pass
+    closing.set()
+    for thread in (closer, *jobs):
+        thread.join(60)
+    assert (ids(answer), answer.finish) == ([], "cancelled")
+
+
 def test_closing_ends_what_runs(folder: Path) -> None:
     batcher = Batcher(opened(folder), max_batch=1)
     answers = [batcher.submit(Ask([5, 6], "base", Sampling(200))) for _ in range(2)]

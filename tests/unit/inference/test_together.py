@@ -1,0 +1,156 @@
+"""The flat row of running requests gives the tokens that each gives alone, and keeps what it computed."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny import FAMILIES, add_adapter, make_model
+
+from luthier.inference import together
+from luthier.inference.adapters import FIRST, Adapters
+from luthier.inference.decode import Decoder, OneByOne, Running
+from luthier.inference.pick import pick_decoder
+from luthier.inference.together import Together
+
+ALONE = {
+    "qwen3_5": "layers of kind linear_attention keep something else than keys and values",
+    "lfm2": "layers of kind conv keep something else than keys and values",
+    "nemotron": "it cannot take a flat row (its attention is not told which token belongs to which request)",
+}
+
+
+def adapters_on(model: Any) -> Adapters:
+    opened: Any = SimpleNamespace(model=model.eval(), run="a run" if hasattr(model, "peft_config") else None)
+    return Adapters(opened)
+
+
+def greedy(decoder: Decoder, requests: list[Running], count: int, *, joining: int = 1) -> list[list[int]]:
+    """`count` tokens of each, a request more taken up before each of the first steps."""
+    lengths = {id(request): len(request.ids) + count for request in requests}
+    waiting, running = list(requests), []
+    with torch.no_grad():
+        while waiting or running:
+            running += [waiting.pop(0) for _ in range(min(joining, len(waiting)))]
+            ready, logits = decoder.step(running)
+            for request, row in zip(ready, logits, strict=True):
+                request.ids.append(int(row.argmax()))
+                if len(request.ids) == lengths[id(request)]:
+                    running.remove(request)
+                    decoder.end(request, keep=True)
+    return [request.ids[-count:] for request in requests]
+
+
+def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(3, 400) for _ in range(length)] for length in lengths]
+
+
+def pick(model: Any, **options: Any) -> tuple[Together, OneByOne]:
+    adapters = adapters_on(model)
+    found = pick_decoder(adapters, **{"kept_bytes": 1 << 20, **options}).value
+    assert isinstance(found, Together)
+    return found, OneByOne(adapters)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_together_as_alone(family: str) -> None:
+    """Prompts shorter and longer than a window, with and without an adapter, joining and leaving one by one."""
+    asked = [(ids, adapter) for ids in prompts(5, 3, 21, 1, 12) for adapter in (None, FIRST)]
+    plain = OneByOne(adapters_on(add_adapter(make_model(family))))
+    expected = greedy(plain, [Running(list(ids), adapter) for ids, adapter in asked], 12)
+    adapters = adapters_on(add_adapter(make_model(family)))
+    way = pick_decoder(adapters, kept_bytes=1 << 20)
+    if family in ALONE:
+        assert way.reason == f"one request at a time: {ALONE[family]}"
+    else:
+        assert way.reason.startswith("requests together in one forward; its logits differ from the plain ones by ")
+        assert isinstance(way.value, Together)
+        assert way.value.mixed == (family != "gpt2")  # whose linear layer is another: adapters take turns
+    requests = [Running(list(ids), adapter) for ids, adapter in asked]
+    assert greedy(way.value, requests, 12) == expected
+
+
+def test_long_prompts_are_computed_in_parts_beside_running_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together, "CHUNK", 7)
+    decoder, _ = pick(make_model("llama"))
+    sizes: list[list[int]] = []  # tokens of each part, step by step
+    forward = decoder._forward
+
+    def recorded(parts: list[together.Part]) -> Any:
+        found = forward(parts)
+        sizes.append([part.end - part.start for part in parts])
+        return found
+
+    monkeypatch.setattr(decoder, "_forward", recorded)
+    short, long = prompts(3, 20)
+    found = greedy(decoder, [Running(list(short), None), Running(list(long), None)], 5)
+    assert sizes[:5] == [[3], [1, 7], [1, 7], [1, 6], [2]]
+    plain = OneByOne(adapters_on(make_model("llama")))
+    assert found == greedy(plain, [Running(list(short), None), Running(list(long), None)], 5)
+
+
+def test_answers_outgrow_their_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together, "SMALLEST_POOL", 4)
+    asked = prompts(3, 5, 2, 9)
+    expected = greedy(OneByOne(adapters_on(make_model("llama"))), [Running(list(p), None) for p in asked], 30)
+    decoder, _ = pick(make_model("llama"))
+    assert greedy(decoder, [Running(list(p), None) for p in asked], 30, joining=2) == expected
+    assert (decoder._pools, dict(decoder._owners)) == ({}, {})
+
+
+def test_what_a_prompt_begins_with_is_taken_from_an_earlier_one() -> None:
+    decoder, _ = pick(add_adapter(make_model("llama")))
+    system, one, two = prompts(20, 4, 6)
+    first = Running(system + one, None)
+    answer = greedy(decoder, [first], 5)[0]
+    follow = Running([*system, *one, *answer, *two], None)
+    other = Running(system + two, None)
+    same = Running(system + one, None)
+    tuned = Running(system + one, FIRST)
+    requests = [follow, other, same, tuned]
+    expected = greedy(
+        OneByOne(adapters_on(add_adapter(make_model("llama")))), [Running(list(r.ids), r.adapter) for r in requests], 5
+    )
+    assert greedy(decoder, requests, 5) == expected
+    # The last token of an answer is never computed, and of the same prompt one has to be.
+    assert [request.reused for request in requests] == [28, 20, 23, 0]
+
+
+def test_a_common_beginning_is_computed_once_for_those_that_come_together() -> None:
+    decoder, _ = pick(make_model("llama"))
+    system, *rest = prompts(30, 4, 5, 6)
+    requests = [Running(system + each, None) for each in rest]
+    greedy(decoder, requests, 3, joining=3)
+    assert [request.reused for request in requests] == [0, 30, 30]
+
+
+def test_what_is_kept_is_bounded_and_the_latest_used() -> None:
+    decoder, _ = pick(make_model("llama"))
+    assert decoder.shape.token_bytes == 2 * 2 * (16 + 16) * 4
+    decoder.kept.limit = 60 * decoder.shape.token_bytes
+    a, b, c = prompts(20, 20, 20)
+    greedy(decoder, [Running(list(a), None)], 6)
+    greedy(decoder, [Running(list(b), None)], 6)
+    again = Running(list(a), None)
+    greedy(decoder, [again], 6)
+    assert again.reused == 19
+    greedy(decoder, [Running(list(c), None)], 6)  # the third: b goes, which was not used for longest
+    assert [entry.ids[:20] for entry in decoder.kept.entries] == [a, c]
+    assert [len(entry.ids) for entry in decoder.kept.entries] == [25, 25]
+    decoder.forget(None)
+    assert decoder.kept.entries == []
+
+
+def test_the_model_is_given_back_as_it_was() -> None:
+    model = add_adapter(make_model("llama")).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    before = model(input_ids=ids).logits
+    decoder, _ = pick(model)
+    decoder.close()
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(model(input_ids=ids).logits, before)
+    assert not any("forward" in vars(module) for module in model.get_base_model().modules())
