@@ -50,7 +50,7 @@ def serve(
 
     body = round(max_body * 2**20)
     rules = Rules(host, api_key or None, tuple(allow_host or ()), tuple(allow_origin or ()), body_bytes=body)
-    _check(rules.local, rules.key, adapters)
+    check(local=rules.local, key=rules.key, adapters=adapters)
     if api_key:
         os.environ[KEY] = api_key  # so that nothing prints it
 
@@ -90,7 +90,7 @@ def _check_installed() -> None:
         raise InputError(Problem("luthier serve", f"needs what is not installed: {', '.join(missing)}", fix))
 
 
-def _check(local: bool, key: str | None, adapters: Path | None) -> None:
+def check(*, local: bool, key: str | None, adapters: Path | None) -> None:
     """Raises InputError with all that is wrong."""
     problems = []
     if not local and key is None:

@@ -12,6 +12,8 @@ import httpx
 import pytest
 from serving import Running, serving
 
+from luthier.cli.serve import check
+from luthier.errors import InputError, Problem
 from luthier.server.app import read_page
 from luthier.server.door import Rules
 
@@ -70,6 +72,39 @@ def test_with_a_key_nothing_is_told_without_it(shelf: Path) -> None:
             assert refused.headers["www-authenticate"] == "Bearer"
         assert client.post(CHAT, json=ASK, headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
         assert KEY not in json.dumps(server.lines)
+
+
+def test_beyond_this_machine_a_server_needs_a_key() -> None:
+    for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
+        assert not Rules(host).local
+        with pytest.raises(InputError) as raised:
+            check(local=Rules(host).local, key=None, adapters=None)
+        assert raised.value.problems == (
+            Problem(
+                "--host",
+                "beyond this machine the server needs a key",
+                "set LUTHIER_API_KEY to a long random text, which clients then send",
+            ),
+        )
+        check(local=False, key=KEY, adapters=None)
+    for host in ("127.0.0.1", "localhost", "::1", "127.1.2.3"):
+        assert Rules(host).local
+        check(local=True, key=None, adapters=None)
+    for key in ("short", "with a space in it", "ключ-ключ-ключ", "line\nbreak-line"):
+        with pytest.raises(InputError, match="at least 8 printable ASCII characters without a space"):
+            check(local=True, key=key, adapters=None)
+
+
+def test_an_adapter_is_added_from_the_folder_of_adapters_alone(shelf: Path, folder_of_adapters: Path) -> None:
+    (folder_of_adapters / "link").symlink_to(shelf / "lute", target_is_directory=True)
+    (folder_of_adapters / "run").mkdir()
+    (folder_of_adapters / "run" / "adapter").symlink_to(shelf / "lute", target_is_directory=True)
+    with serving(shelf, folder=folder_of_adapters) as server, server.client() as client:
+        for folder in ("..", ".", "", str(shelf / "lute"), "../shelf/lute", "spare/../spare", "spare\0", "link", "run"):
+            response = client.post("/v1/adapters", json={"folder": folder, "name": "x"})
+            assert response.json()["error"]["code"] == "adapter_not_found", folder
+        assert client.post("/v1/adapters", json={"folder": "spare"}).status_code == 201
+        assert message(client.get("/v1/adapters", headers={"Origin": "https://example.org"}))[0] == 403
 
 
 def test_a_body_has_a_limit(shelf: Path) -> None:
