@@ -26,7 +26,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def runs(shop: Workplace) -> list[str]:
     """Two trained runs, `violin` and `lute`, of one base model."""
     names = ("violin", "lute")
-    return [str(shop.train(name, train={"steps": 2}, seed=seed).path) for seed, name in enumerate(names)]
+    return [str(shop.train(name, train={"steps": 2, "seed": seed}).path) for seed, name in enumerate(names)]
 
 
 @contextmanager

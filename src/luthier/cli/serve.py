@@ -23,6 +23,7 @@ def serve(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="A model without a run, or where the base is.")
     ] = None,
+    dtype: Annotated[str, typer.Option(help="auto (the run's own), float32, bfloat16 or float16.")] = "auto",
     host: Annotated[
         str, typer.Option(help="The address to listen on; beyond this machine only with a key.")
     ] = "127.0.0.1",
@@ -48,6 +49,8 @@ def serve(
     _check_installed()
     from luthier.server.door import Rules
 
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise typer.BadParameter(f"{dtype!r} is not auto, float32, bfloat16 or float16", param_hint="--dtype")
     body = round(max_body * 2**20)
     rules = Rules(host, api_key or None, tuple(allow_host or ()), tuple(allow_origin or ()), body_bytes=body)
     check(local=rules.local, key=rules.key, adapters=adapters)
@@ -62,7 +65,7 @@ def serve(
 
     named = name_runs(runs or [])
     with listen(host, port) as listening:
-        name, opened = open_base(list(named.values()), model)
+        name, opened = open_base(list(named.values()), model, dtype)
         models = make_models(
             named, name, opened, show_base=base, systems=not no_system, folder=adapters, max_batch=max_batch
         )
