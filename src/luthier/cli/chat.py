@@ -26,22 +26,21 @@ def chat(
         raise typer.BadParameter("--json needs --prompt", param_hint="--json")
     from luthier.data.conversation import Message
     from luthier.errors import Problem, RunError
-    from luthier.inference.chat import Sampling, answer, converse, start
+    from luthier.inference.chat import Chat
     from luthier.inference.opened import open_ref
+    from luthier.inference.sample import Sampling
 
     opened = open_ref(ref)
     if compare and opened.run is None:
         raise RunError(Problem(ref, "is a plain model: there is nothing to compare it with", "name a run's folder"))
     system = opened.system if system is None else system
-    sampling = Sampling(max_new_tokens, temperature, top_p)
+    asked = Chat(opened, system, Sampling(max_new_tokens, temperature, top_p))
     if prompt is None:
-        converse(opened, system, sampling, compare=compare)
+        asked.converse(compare=compare)
         return
-    messages = [*start(opened, system), Message("user", prompt)]
-    answers = {}
+    messages = [*asked.start, Message("user", prompt)]
     if compare:
-        console.say("base", style="bold")
-        answers["base"] = answer(opened, messages, sampling, base=True)
-        console.say("tuned", style="bold")
-    answers["tuned" if opened.run else "answer"] = answer(opened, messages, sampling)
+        answers = dict(zip(("base", "tuned"), asked.both(messages), strict=True))
+    else:
+        answers = {"tuned" if opened.run else "answer": asked.answer(messages)}
     console.result({"ok": True, "prompt": prompt, "system": system, **answers})

@@ -7,7 +7,7 @@ from typing import Any
 
 from luthier.data.conversation import Conversation, Message
 from luthier.data.render import Renderer
-from luthier.inference.generate import answer_all
+from luthier.inference.generate import answer_with_and_without
 
 HELDOUT_SHOWN = 6
 MAX_NEW_TOKENS = 128
@@ -33,9 +33,7 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Base and tuned answers, greedy, as `answers` of run.json. `model` is a PeftModel, which holds both."""
     prompts = [prompt for prompt, _ in asked]
-    tuned = answer_all(model, renderer, prompts, max_new_tokens=MAX_NEW_TOKENS)
-    with model.disable_adapter():
-        base = answer_all(model, renderer, prompts, max_new_tokens=MAX_NEW_TOKENS)
+    tuned, base = answer_with_and_without(model, renderer, prompts, max_new_tokens=MAX_NEW_TOKENS)
     return [
         {
             "prompt": prompt[-1].content,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import Problem, RunError
-from luthier.inference.opened import Opened
 from luthier.model import adapters
 from luthier.report.record import RunFolder
 
@@ -18,21 +17,24 @@ FIRST = "default"
 
 
 class Adapters:
-    """The adapters of an opened model, by their key: what PEFT knows them as.
+    """The adapters of a model, by their key: what PEFT knows them as.
 
-    model: a PeftModel as soon as there is an adapter.
+    Args:
+        model: a PeftModel, or a plain one, which becomes one as soon as there is an adapter.
+        base_folder: where the base lies, to tell whether an adapter belongs to it.
     """
 
-    def __init__(self, opened: Opened) -> None:
-        self.model = opened.model
-        self._opened = opened
+    def __init__(self, model: Any, base_folder: Path | None = None) -> None:
+        self.model = model
+        self.loaded: set[str] = set(getattr(model, "peft_config", ()))
+        self._base_folder = base_folder
         self._keys = (f"a{number}" for number in itertools.count(1))
-        self.loaded = {FIRST} if opened.run is not None else set()
 
     def add(self, folder: Path) -> str:
         """Puts an adapter on the model; returns its key. Raises ModelError."""
+        assert self._base_folder is not None
         key = next(self._keys)
-        self.model = adapters.load(self.model, folder, self._opened.base.path, name=key).eval()
+        self.model = adapters.load(self.model, folder, self._base_folder, name=key).eval()
         self.loaded.add(key)
         return key
 

@@ -140,7 +140,7 @@ class Batcher:
     ) -> None:
         self.base = base
         self.max_batch = max_batch
-        self._adapters = Adapters(opened)
+        self._adapters = Adapters(opened.model, opened.base.path)
         self.way = pick_decoder(self._adapters, kept_bytes=kept_bytes)
         self._decoder = self.way.value
         own = frozenset(opened.renderer.stop_ids)

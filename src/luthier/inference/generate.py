@@ -10,85 +10,77 @@ import torch
 from luthier.data.conversation import Message
 from luthier.data.render import Renderer
 from luthier.engine.instance import evaluating
+from luthier.inference.adapters import Adapters
+from luthier.inference.batcher import Answer
+from luthier.inference.decode import Decoder, Running
+from luthier.inference.pick import pick_decoder
+from luthier.inference.text import Writer
+
+AT_ONCE = 16  # answers
+KEPT_BYTES = 1 << 28  # of keys and values that prompts begin with
 
 
 def answer_all(
     model: Any, renderer: Renderer, prompts: Sequence[Sequence[Message]], *, max_new_tokens: int
 ) -> list[str]:
-    """The greedy answer to each prompt, generated together (padded on the left, where a causal mask can hide it)."""
-    if not prompts:
-        return []
-    ids = [renderer.prompt_ids(prompt) for prompt in prompts]
-    width, pad = max(map(len, ids)), renderer.end_of_turn_id
-    input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=model.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=model.device)
-    output = _generate(model, renderer, input_ids, mask, max_new_tokens=max_new_tokens, do_sample=False)
-    return [_text(renderer, row[width:].tolist()) for row in output]
+    """The greedy answer to each prompt, with the model's adapter if it has one."""
+    adapter = next(iter(Adapters(model).loaded), None)
+    return _answers(model, renderer, [(prompt, adapter) for prompt in prompts], max_new_tokens)
 
 
-def stream(
-    model: Any,
-    renderer: Renderer,
-    messages: Sequence[Message],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-) -> Generator[str, None, None]:
-    """Pieces of the answer as they are generated. Temperature 0 is greedy."""
-    from threading import Event, Thread
+def answer_with_and_without(
+    model: Any, renderer: Renderer, prompts: Sequence[Sequence[Message]], *, max_new_tokens: int
+) -> tuple[list[str], list[str]]:
+    """The greedy answers of a PeftModel to each prompt, and those of its base: all of them generated together."""
+    adapter = next(iter(Adapters(model).loaded))
+    asked = [(prompt, key) for key in (adapter, None) for prompt in prompts]
+    found = _answers(model, renderer, asked, max_new_tokens)
+    return found[: len(prompts)], found[len(prompts) :]
 
-    from transformers import TextIteratorStreamer
 
-    ids = torch.tensor([renderer.prompt_ids(messages)], device=model.device)
-    streamer = TextIteratorStreamer(renderer.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    sampling: dict[str, Any] = (
-        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
-    )
-    options = {**sampling, "max_new_tokens": max_new_tokens, "streamer": streamer}
-    given_up = Event()
-    failure: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            _generate(model, renderer, ids, torch.ones_like(ids), stopping_criteria=[_when(given_up)], **options)
-        except BaseException as error:  # handed to the reader below, who waits on the streamer
-            failure.append(error)
-            streamer.end()
-
-    thread = Thread(target=work, daemon=True)
-    thread.start()
+def pieces(answer: Answer, tokenizer: Any) -> Generator[str, None, None]:
+    """The text of an answer as it is generated. Whoever stops reading ends it with the token in progress."""
+    writer = Writer(tokenizer)
     try:
-        yield from streamer
+        for token in answer:
+            if piece := writer.push(token.id):
+                yield piece
+        if piece := writer.flush():
+            yield piece
     finally:
-        given_up.set()  # the reader went away (Ctrl-C): generation ends with the token in progress
-        thread.join()
-    if failure:
-        raise failure[0]
+        answer.cancel()
 
 
-def _when(event: Any) -> Any:
-    """A stopping criterion that holds once the event is set."""
-
-    def stop(input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), event.is_set(), device=input_ids.device)
-
-    return stop
-
-
-def _generate(model: Any, renderer: Renderer, input_ids: torch.Tensor, mask: torch.Tensor, **options: Any) -> Any:
-    """`model.generate` with our stop tokens; sampling defaults that the model folder brings are not mixed in."""
-    from transformers import GenerationConfig
-
-    config = GenerationConfig(
-        eos_token_id=renderer.stop_ids,
-        pad_token_id=renderer.end_of_turn_id,
-        use_cache=True,
-        max_new_tokens=options.pop("max_new_tokens"),
-        **{name: options.pop(name) for name in ("do_sample", "temperature", "top_p") if name in options},
-    )
+def _answers(
+    model: Any, renderer: Renderer, asked: Sequence[tuple[Sequence[Message], str | None]], max_new_tokens: int
+) -> list[str]:
+    if not asked:
+        return []
+    requests = [Running(renderer.prompt_ids(prompt), adapter) for prompt, adapter in asked]
+    begins = [len(request.ids) for request in requests]
     with evaluating(model), torch.no_grad():
-        return model.generate(input_ids=input_ids, attention_mask=mask, generation_config=config, **options)
+        decoder = pick_decoder(Adapters(model), kept_bytes=KEPT_BYTES).value
+        try:
+            _greedy(decoder, requests, frozenset(renderer.stop_ids), max_new_tokens)
+        finally:
+            decoder.close()
+    return [_text(renderer, request.ids[begin:]) for request, begin in zip(requests, begins, strict=True)]
+
+
+def _greedy(decoder: Decoder, requests: Sequence[Running], stop_ids: frozenset[int], max_new_tokens: int) -> None:
+    """Adds to each request its likeliest tokens, up to the first stop token."""
+    left = {id(request): max_new_tokens for request in requests}
+    waiting = list(reversed(requests))
+    running: list[Running] = []
+    while waiting or running:
+        running += [waiting.pop() for _ in range(min(AT_ONCE - len(running), len(waiting)))]
+        ready, logits = decoder.step(running)
+        for request, token in zip(ready, logits.argmax(-1).tolist(), strict=True):
+            request.ids.append(token)
+            left[id(request)] -= 1
+            if token in stop_ids or left[id(request)] == 0:
+                running.remove(request)
+                decoder.end(request, keep=False)
 
 
 def _text(renderer: Renderer, ids: list[int]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,8 +23,7 @@ ALONE = {
 
 
 def adapters_on(model: Any) -> Adapters:
-    opened: Any = SimpleNamespace(model=model.eval(), run="a run" if hasattr(model, "peft_config") else None)
-    return Adapters(opened)
+    return Adapters(model.eval())
 
 
 def greedy(decoder: Decoder, requests: list[Running], count: int, *, joining: int = 1) -> list[list[int]]:
