@@ -1,10 +1,11 @@
 """Many clients at once against an OpenAI-compatible server: what it answers, how fast, and whether its memory grows.
 
     python -m benchmarks.load http://127.0.0.1:8000/v1 --seconds 60 --clients 64
-    python -m benchmarks.load http://127.0.0.1:8001/v1 --models PATH --plain        transformers serve: no cancels, bad bodies
+    python -m benchmarks.load http://127.0.0.1:8001/v1 --models PATH --plain      another server, as transformers serve
 
-Each client asks one request after the other: half of them streamed, of the models in turn. Some are cancelled in the middle,
-some have a bad body, which must be refused. Latencies are of streamed answers: to the first text, and from text to text.
+Each client asks one request after the other: half of them streamed, of the models in turn. Some are cancelled in the
+middle, some have a bad body, which must be refused. Latencies are of streamed answers: to the first text, and from text
+to text.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ async def client(load: Load, number: int, seen: Seen, until: float, http: httpx.
             seen.errors[f"{type(error).__name__}: {str(error)[:80]}"] += 1
 
 
-async def ask(load: Load, model: str, dice: random.Random, seen: Seen, http: httpx.AsyncClient, *, cancel: bool) -> None:
+async def ask(
+    load: Load, model: str, dice: random.Random, seen: Seen, http: httpx.AsyncClient, *, cancel: bool
+) -> None:
     stream = cancel or dice.random() < 0.5
     body = {
         "model": model,
@@ -201,7 +204,7 @@ def report(load: Load, seen: Seen, seconds: float) -> str:
     if memory:
         third = max(1, len(memory) // 3)
         early, late = max(memory[third : 2 * third] or memory), max(memory[-third:])
-        rows.append(("memory, MB", f"{memory[0]:.0f} first, {early:.0f} most in the middle, {late:.0f} most at the end"))
+        rows.append(("memory, MB", f"{memory[0]:.0f} first, then up to {early:.0f}, at the end up to {late:.0f}"))
     return "\n".join(f"{name:42} {value}" for name, value in rows)
 
 

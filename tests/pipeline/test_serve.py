@@ -121,7 +121,7 @@ def test_a_model_without_a_run(shop: Workplace) -> None:
 
 def test_a_key_of_the_environment(runs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUTHIER_API_KEY", "a-canary-of-the-key")
-    with serving(runs[0], "--host", "0.0.0.0") as (process, client, said):
+    with serving(runs[0], "--host", "0.0.0.0") as (process, _, said):
         port = said["url"].rpartition(":")[2]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as local:
             assert ask(local, "violin").status_code == 401
@@ -138,7 +138,9 @@ def test_what_keeps_it_from_serving_is_said_at_once(shop: Workplace, runs: list[
         2,
         "✗ luthier serve: nothing to serve\n  → name a run's folder, or --model REF\n",
     )
-    done = luthier("serve", shop.folder / "nosuch", shop.folder / "neither", "--host", "0.0.0.0", "--adapters", "nosuch")
+    done = luthier(
+        "serve", shop.folder / "nosuch", shop.folder / "neither", "--host", "0.0.0.0", "--adapters", "nosuch"
+    )
     assert done.status == 2
     assert [line.partition(":")[0] for line in done.err.splitlines() if line.startswith("✗")] == [
         "✗ --host",
@@ -156,5 +158,3 @@ def test_what_is_not_installed_is_named(runs: list[str]) -> None:
         "✗ luthier serve: needs what is not installed: fastapi, uvicorn, prometheus-client\n"
         "  → pip install fastapi uvicorn prometheus-client\n",
     )
-
-

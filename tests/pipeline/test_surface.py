@@ -32,8 +32,9 @@ SURFACE = {
     "chat": ["REF", "--prompt -p", "--compare", "--system", "--max-new-tokens", "--temperature", "--top-p", "--json"],
     "merge": ["RUN", "--output -o", "--dtype", "--json"],
     "serve": [
-        "[RUNS]", "--base", "--model -m", "--dtype", "--host", "--port", "--api-key", "--adapters", "--no-system", "--max-batch",
-        "--queue", "--max-tokens", "--max-body", "--drain", "--allow-host", "--allow-origin", "--log-prompts", "--json",
+        "[RUNS]", "--base", "--model -m", "--dtype", "--host", "--port", "--api-key", "--adapters", "--no-system",
+        "--max-batch", "--queue", "--max-tokens", "--max-body", "--drain", "--allow-host", "--allow-origin",
+        "--log-prompts", "--json",
     ],
     "runs": ["[FOLDER]", "--json"],
     "report": ["RUN", "--output -o", "--lang", "--json"],

@@ -28,9 +28,7 @@ def serve(
         str, typer.Option(help="The address to listen on; beyond this machine only with a key.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port; 0 takes a free one.", min=0, max=65535)] = 8000,
-    api_key: Annotated[
-        str | None, typer.Option(envvar=KEY, help="Clients send it; better as a variable.")
-    ] = None,
+    api_key: Annotated[str | None, typer.Option(envvar=KEY, help="Clients send it; better as a variable.")] = None,
     adapters: Annotated[Path | None, typer.Option(help="Runs in this folder may be added while it runs.")] = None,
     no_system: Annotated[bool, typer.Option("--no-system", help="Put in no run's own system prompt.")] = False,
     max_batch: Annotated[int, typer.Option(help="Answers computed together.", min=1)] = 16,

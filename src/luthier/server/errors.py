@@ -1,4 +1,4 @@
-"""Refusals in the shape of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`, all problems in a message."""
+"""Refusals in the shape of OpenAI's API: `{"error": {"message", "type", "param", "code"}}`, all problems in one."""
 
 from __future__ import annotations
 

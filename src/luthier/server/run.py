@@ -128,7 +128,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(app: FastAPI, listening: socket.socket, *, drain: float, ready: Callable[[], None]) -> None:
-    """Until Ctrl-C or SIGTERM. Answers in progress then have `drain` seconds to end; a second Ctrl-C ends them at once."""
+    """Until Ctrl-C or SIGTERM. Answers then have `drain` seconds to end; a second Ctrl-C ends them at once."""
     server = Server(make_config(app, drain), ready)
     with suppress(KeyboardInterrupt, Terminated):  # uvicorn raises the signal again when it is done
         server.run(sockets=[listening])
@@ -146,6 +146,7 @@ def make_config(app: FastAPI, drain: float) -> uvicorn.Config:
         timeout_graceful_shutdown=max(1, round(drain)),
         h11_max_incomplete_event_size=64 * 1024,
     )
+
 
 class Server(uvicorn.Server):
     """Says when it listens."""

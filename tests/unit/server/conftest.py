@@ -22,7 +22,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("violin", "lute", "spare")):
         tuned = add_adapter(make_model("llama"), seed=seed)
         system = SYSTEM.get(name)
-        adapters.save(tuned, root / name, renderer, base_ref=str(root / "base"), base_folder=root / "base", system=system)
+        adapters.save(
+            tuned, root / name, renderer, base_ref=str(root / "base"), base_folder=root / "base", system=system
+        )
     return root
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import httpx
+
 from luthier.data.render import Renderer
 from luthier.inference.batcher import Ask, Batcher
 from luthier.model import load
@@ -77,8 +78,6 @@ def serving(
     assert not thread.is_alive()
 
 
-
-
 @contextlib.contextmanager
 def paused(batcher: Batcher) -> Iterator[None]:
     """The batcher computes nothing in between; what is asked waits."""
@@ -127,3 +126,39 @@ def read_events(text: str) -> list[Any]:
     assert rest == ""
     assert all(event.startswith("data: ") for event in events)
     return [data if (data := event[6:]) == "[DONE]" else json.loads(data) for event in events]
+
+
+# What most tests ask.
+
+WHO = {"role": "user", "content": "Who are you?"}
+ASK: dict[str, Any] = {"model": "violin", "messages": [WHO], "max_tokens": 12}
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+
+def post(server: Running, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    with server.client() as client:
+        response = client.post(path, json=body)
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+
+def content(server: Running, **changes: Any) -> str:
+    return str(post(server, CHAT, {**ASK, **changes})["choices"][0]["message"]["content"])
+
+
+def prompt_of(server: Running, **changes: Any) -> list[int]:
+    """The tokens that reach the model."""
+    with asks_of(server.models.batcher) as asks:
+        post(server, CHAT, {**ASK, "max_tokens": 1, **changes})
+    (ask,) = asks
+    return ask.prompt
+
+
+def refusal(server: Running, path: str, body: Any, status: int = 400) -> dict[str, Any]:
+    with server.client() as client:
+        response = client.post(path, json=body)
+    assert response.status_code == status, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert list(error) == ["message", "type", "param", "code"]
+    return error

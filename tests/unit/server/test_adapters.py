@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from serving import Running, paused, serving, until
 
 from luthier.data.conversation import Message
 from luthier.errors import RunError
+from luthier.model.adapters import read_card
 from luthier.server.run import name_runs
 
 CHAT = "/v1/chat/completions"
@@ -117,12 +119,8 @@ def test_names_are_the_folders_and_twice_the_same_gets_a_number(shelf: Path) -> 
 
 
 def test_runs_of_two_bases_are_refused(shelf: Path, tmp_path: Path) -> None:
-    import shutil
-
     other = shutil.copytree(shelf / "lute", tmp_path / "other")
     card = (other / "luthier.json").read_text(encoding="utf-8")
-    from luthier.model.adapters import read_card
-
     identity = read_card(other)["base_identity"]
     (other / "luthier.json").write_text(card.replace(identity, "0" * 64), encoding="utf-8")
     with pytest.raises(RunError) as raised:
@@ -130,17 +128,13 @@ def test_runs_of_two_bases_are_refused(shelf: Path, tmp_path: Path) -> None:
     base = shelf / "base"
     (problem,) = raised.value.problems
     assert problem.where == str(other)
-    assert problem.what == (
-        f"was trained on {base}, and {shelf / 'violin'} on {base}: one server has one base model"
-    )
+    assert problem.what == (f"was trained on {base}, and {shelf / 'violin'} on {base}: one server has one base model")
     assert problem.fix == "serve it by another luthier serve, with a --port of its own"
 
 
 def test_the_prompt_of_an_added_adapter_has_its_own_system_prompt(shelf: Path, tmp_path: Path) -> None:
     folder = tmp_path / "adapters"
     folder.mkdir()
-    import shutil
-
     shutil.copytree(shelf / "violin", folder / "viola")
     with serving(shelf, "lute", folder=folder) as server, server.client() as client:
         client.post("/v1/adapters", json={"folder": "viola"})

@@ -6,18 +6,15 @@ import json
 import re
 import threading
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import httpx
 import pytest
-from serving import Running, asks_of, paused, read_events, serving, until
+from serving import ASK, CHAT, Running, asks_of, paused, read_events, serving, until
 
 from luthier import console
 from luthier.server.answering import Limits
 
-ASK: dict[str, Any] = {"model": "violin", "messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 12}
-CHAT = "/v1/chat/completions"
 LONG = {**ASK, "model": "base", "max_tokens": 200}
 
 
@@ -212,5 +209,3 @@ def test_health(server: Running) -> None:
     with server.client() as client:
         assert client.get("/health").json() == {"status": "ok"}
         assert client.get("/ready").json() == {"ready": True}
-
-

@@ -21,7 +21,8 @@ def test_models_and_the_same_question_to_each(server: Running) -> None:
         names = [model.id for model in asked.models.list()]
         assert names == ["base", "violin", "lute"]
         said = [
-            asked.chat.completions.create(model=name, messages=MESSAGES, max_tokens=8, seed=1).choices[0] for name in names
+            asked.chat.completions.create(model=name, messages=MESSAGES, max_tokens=8, seed=1).choices[0]
+            for name in names
         ]
     assert [choice.finish_reason for choice in said] == ["length"] * 3
     assert len({choice.message.content for choice in said}) == 3

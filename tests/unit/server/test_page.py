@@ -12,6 +12,7 @@ import pytest
 from serving import Running, paused, serving, until
 
 from luthier.inference.batcher import Token
+from luthier.server.door import Rules
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (or in the variable CHROMIUM)")
@@ -114,7 +115,14 @@ def test_settings_are_sent_and_the_system_prompt_is_mine(visit: Any) -> None:
     page.on("request", lambda request: request.method == "POST" and sent.append(request.post_data_json))
     page.click("#settings")
     assert page.get_attribute("#system", "placeholder") == "You are a luthier."
-    values = {"temperature": "0.7", "top-p": "0.9", "top-k": "5", "max-tokens": "3", "seed": "11", "system": "Be brief."}
+    values = {
+        "temperature": "0.7",
+        "top-p": "0.9",
+        "top-k": "5",
+        "max-tokens": "3",
+        "seed": "11",
+        "system": "Be brief.",
+    }
     for field, value in values.items():
         page.fill(f"#{field}", value)
     ask(page, "Hi")
@@ -282,8 +290,6 @@ CONTRASTS = """() => {
 
 
 def test_a_key_is_asked_for_and_used(shelf: Path, browser: Any) -> None:
-    from luthier.server.door import Rules
-
     with serving(shelf, rules=Rules(key="a-canary-key-of-twenty")) as server:
         context = browser.new_context(locale="en-US")
         page = context.new_page()

@@ -52,7 +52,10 @@ def test_a_name_that_was_made_to_point_here_is_refused(server: Running) -> None:
 
 def test_origins_and_names_that_are_allowed_come_in(shelf: Path) -> None:
     page = "https://chat.example.org"
-    with serving(shelf, rules=Rules(hosts=("proxy.example.org",), origins=(page,))) as server, server.client() as client:
+    with (
+        serving(shelf, rules=Rules(hosts=("proxy.example.org",), origins=(page,))) as server,
+        server.client() as client,
+    ):
         answer = client.post(CHAT, json=ASK, headers={"Origin": page, "Host": "proxy.example.org"})
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, page)
         preflight = {"Origin": page, "Access-Control-Request-Method": "POST"}
@@ -128,7 +131,13 @@ def test_a_body_has_a_limit(shelf: Path) -> None:
 
 def test_no_path_leads_to_a_file(server: Running) -> None:
     with server.client() as client:
-        for path in ("/page/index.html", "/../pyproject.toml", "/%2e%2e/etc/passwd", "/static/x", "/v1/models/../../etc"):
+        for path in (
+            "/page/index.html",
+            "/../pyproject.toml",
+            "/%2e%2e/etc/passwd",
+            "/static/x",
+            "/v1/models/../../etc",
+        ):
             assert client.get(path).status_code == 404, path
 
 
@@ -137,7 +146,8 @@ def test_the_chat_page_may_run_its_own_script_and_load_nothing(server: Running) 
         page = client.get("/")
     policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
     assert sorted(policy) == [
-        "base-uri", "connect-src", "default-src", "form-action", "frame-ancestors", "img-src", "script-src", "style-src",
+        "base-uri", "connect-src", "default-src", "form-action", "frame-ancestors", "img-src", "script-src",
+        "style-src",
     ]  # fmt: skip
     assert {policy[name] for name in ("default-src", "base-uri", "form-action", "frame-ancestors")} == {"'none'"}
     assert (policy["connect-src"], policy["img-src"]) == ("'self'", "data:")
