@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from unittest import mock
 
@@ -91,7 +91,7 @@ def test_two_runs_and_the_base_from_start_to_end(shop: Workplace, runs: list[str
 
 
 @posix
-def test_ctrl_c_lets_answers_end_and_a_second_one_does_not(runs: list[str]) -> None:
+def test_ctrl_c_lets_answers_end(runs: list[str]) -> None:
     with serving(runs[0], "--drain", 60) as (process, client, _):
         with client.stream("POST", CHAT, json={"model": "violin", "messages": [{"role": "user", "content": "Hi"}],
                                                "max_tokens": 100, "stream": True}) as response:  # fmt: skip
@@ -100,6 +100,27 @@ def test_ctrl_c_lets_answers_end_and_a_second_one_does_not(runs: list[str]) -> N
             process.send_signal(signal.SIGINT)
             assert [line for line in lines if line][-1] == "data: [DONE]"
         assert finished(process).status == 0
+
+
+@posix
+def test_a_second_ctrl_c_ends_them(runs: list[str]) -> None:
+    """Eight answers, one after the other, would take seconds."""
+    body = {"model": "violin", "messages": [{"role": "user", "content": "Hi"}], "n": 8, "max_tokens": 200}
+    with serving(runs[0], "--drain", 60, "--max-batch", 1) as (process, client, said):
+        with client.stream("POST", CHAT, json={**body, "stream": True}) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            with suppress(httpx.ConnectError):  # the first Ctrl-C has arrived when nobody new is let in
+                while httpx.get(f"{said['url']}/health", trust_env=False).status_code == 200:
+                    pass
+            process.send_signal(signal.SIGINT)
+            rest = []
+            with suppress(httpx.RemoteProtocolError):
+                rest += lines
+        done = finished(process)
+    assert "data: [DONE]" not in rest
+    assert (done.status, done.err.splitlines()[-1]) == (0, "Stopped.")
 
 
 @posix

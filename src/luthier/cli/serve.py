@@ -31,7 +31,7 @@ def serve(
     api_key: Annotated[str | None, typer.Option(envvar=KEY, help="Clients send it; better as a variable.")] = None,
     adapters: Annotated[Path | None, typer.Option(help="Runs in this folder may be added while it runs.")] = None,
     no_system: Annotated[bool, typer.Option("--no-system", help="Put in no run's own system prompt.")] = False,
-    max_batch: Annotated[int, typer.Option(help="Answers computed together.", min=1)] = 16,
+    max_batch: Annotated[int, typer.Option(help="Answers computed together.", min=1)] = 64,
     queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.", min=0)] = 128,
     max_tokens: Annotated[int, typer.Option(help="Longest answer where a request does not say.", min=1)] = 512,
     max_body: Annotated[float, typer.Option(help="Longest request in MiB; a longer one gets 413.", min=0.001)] = 4.0,
