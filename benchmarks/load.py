@@ -41,6 +41,9 @@ BAD = (
 )
 
 
+GRACE = 20  # seconds after the last request that answers are waited for
+
+
 @dataclass
 class Seen:
     """What the clients saw. Seconds."""
@@ -175,9 +178,14 @@ async def run(load: Load) -> tuple[Seen, float]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=load.clients)
     async with httpx.AsyncClient(timeout=300, limits=limits, trust_env=False) as http:
         watching = asyncio.create_task(watch(seen, httpx.URL(load.url).port or 80, until))
-        await asyncio.gather(*(client(load, number, seen, until, http) for number in range(load.clients)))
-        await watching
-    return seen, time.monotonic() - began
+        clients = [asyncio.create_task(client(load, number, seen, until, http)) for number in range(load.clients)]
+        _, late = await asyncio.wait(clients, timeout=load.seconds + GRACE)
+        seconds = time.monotonic() - began
+        for each in late:  # a server that answers one after the other would take minutes
+            each.cancel()
+            seen.kinds["not answered in time"] += 1
+        await asyncio.gather(*late, watching, return_exceptions=True)
+    return seen, seconds
 
 
 def percentiles(values: Sequence[float]) -> str:
