@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 import torch
 
 from luthier.errors import InputError, Problem
+from luthier.hardware import compute
 from luthier.inference.adapters import FIRST, Adapters, adapter_folder
 from luthier.inference.decode import Running
 from luthier.inference.opened import Opened
@@ -157,6 +158,8 @@ class Batcher:
         self._leaving: set[str] = set()
         self._closed = False
         self._changed = threading.Condition()
+        self._threads = torch.get_num_threads()
+        compute.release_threads()
         self._thread = threading.Thread(target=self._work, name="luthier-batcher", daemon=True)
         self._thread.start()
 
@@ -259,6 +262,7 @@ class Batcher:
     # --- the thread that owns the model ---------------------------------------------------------------------------
 
     def _work(self) -> None:
+        torch.set_num_threads(self._threads)  # is each thread's own
         going = True
         while going:
             try:
