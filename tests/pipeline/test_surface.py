@@ -33,7 +33,7 @@ SURFACE = {
     "merge": ["RUN", "--output -o", "--dtype", "--json"],
     "serve": [
         "[RUNS]", "--base", "--model -m", "--dtype", "--host", "--port", "--api-key", "--adapters", "--no-system",
-        "--max-batch", "--queue", "--max-tokens", "--max-body", "--drain", "--allow-host", "--allow-origin",
+        "--max-batch", "--cache", "--queue", "--max-tokens", "--max-body", "--drain", "--allow-host", "--allow-origin",
         "--log-prompts", "--json",
     ],
     "runs": ["[FOLDER]", "--json"],

@@ -32,6 +32,7 @@ def serve(
     adapters: Annotated[Path | None, typer.Option(help="Runs in this folder may be added while it runs.")] = None,
     no_system: Annotated[bool, typer.Option("--no-system", help="Put in no run's own system prompt.")] = False,
     max_batch: Annotated[int, typer.Option(help="Answers computed together.", min=1)] = 64,
+    cache: Annotated[float, typer.Option(help="GiB of keys and values kept of earlier requests.", min=0)] = 1.0,
     queue: Annotated[int, typer.Option(help="Requests that may wait; more get 429.", min=0)] = 128,
     max_tokens: Annotated[int, typer.Option(help="Longest answer where a request does not say.", min=1)] = 512,
     max_body: Annotated[float, typer.Option(help="Longest request in MiB; a longer one gets 413.", min=0.001)] = 4.0,
@@ -65,7 +66,14 @@ def serve(
     with listen(host, port) as listening:
         name, opened = open_base(list(named.values()), model, dtype)
         models = make_models(
-            named, name, opened, show_base=base, systems=not no_system, folder=adapters, max_batch=max_batch
+            named,
+            name,
+            opened,
+            show_base=base,
+            systems=not no_system,
+            folder=adapters,
+            max_batch=max_batch,
+            cache_bytes=round(cache * 2**30),
         )
         limits = Limits(queue, max_tokens, context_length(opened.base.path))
         app = create_app(models, Settings(rules, limits, log_prompts), console.log_line)

@@ -94,11 +94,12 @@ def make_models(
     systems: bool,
     folder: Path | None,
     max_batch: int,
+    cache_bytes: int = 2**30,
 ) -> Models:
     """The models on a batcher at work. Raises InputError for an adapter that does not fit; then nothing runs."""
     while base in named:
         base = f"{base}-base"
-    batcher = Batcher(opened, max_batch=max_batch, base=base)
+    batcher = Batcher(opened, max_batch=max_batch, base=base, kept_bytes=cache_bytes)
     system = opened.system if systems and not named else None
     served = Served(base, opened.renderer, system, is_base=True)
     models = Models(batcher, served, show_base=show_base or not named, systems=systems, folder=folder)
