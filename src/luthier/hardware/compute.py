@@ -183,4 +183,5 @@ def release_threads() -> None:
 
     soft = 1  # omp_pause_soft
     for library in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
-        ctypes.CDLL(str(library)).omp_pause_resource_all(soft)
+        if (pause := getattr(ctypes.CDLL(str(library)), "omp_pause_resource_all", None)) is not None:
+            pause(soft)

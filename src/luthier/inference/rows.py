@@ -1,7 +1,11 @@
 """LoRA for a flat row whose tokens belong to different adapters: each run of tokens with its own.
 
-y = x W^T + b                         one product for all tokens
-y[i:j] += (x[i:j] A^T) (s B)^T        for each adapter, in place, in the dtype of W
+    y = x W^T + b                         one product for all tokens
+    y[i:j] += (x[i:j] A^T) (s B)^T        for each adapter, in place
+
+The adapters' products are float32, as their masters are. They are not merged into the weights: in bfloat16 that would
+round an adapter away where it changes a weight by less than its last bit, and the base and other adapters need the
+weights too.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from luthier.engine.instance import is_replaced, replace_forward
@@ -28,6 +33,7 @@ class Rows:
     def __init__(self) -> None:
         self.spans: list[tuple[str, int, int]] = []
         self.tokens = 0
+        self._input = self._wide = torch.empty(0)
 
     def install(self, model: Any, adapters: set[str]) -> bool:
         """Gives the LoRA layers of the model this forward. False, and nothing done, where one is more than that."""
@@ -39,12 +45,10 @@ class Rows:
         for layer in layers:
             if is_replaced(layer):
                 del layer.forward
-            dtype = layer.base_layer.weight.dtype
-            # Made once: PEFT keeps float32 masters, of which each product would make a copy.
             factors = {
                 name: (
-                    layer.lora_A[name].weight.detach().to(dtype).T.contiguous(),
-                    (layer.lora_B[name].weight.detach() * layer.scaling[name]).to(dtype).T.contiguous(),
+                    layer.lora_A[name].weight.detach().float().T.contiguous(),
+                    (layer.lora_B[name].weight.detach().float() * layer.scaling[name]).T.contiguous(),
                 )
                 for name in adapters
                 if name in layer.lora_A
@@ -56,13 +60,19 @@ class Rows:
         self, base: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], own: Callable[..., Tensor], x: Tensor
     ) -> Tensor:
         y: Tensor = base(x)
-        rows, out = x.flatten(0, -2), y.flatten(0, -2)
+        rows, out = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         if len(rows) != self.tokens:
             raise NotTheRow
+        if self.spans and x is not self._input:  # q, k and v have the same
+            self._input, self._wide = x, rows.float()
         for name, start, end in self.spans:
             if name in factors:
                 down, up = factors[name]
-                out[start:end].addmm_(rows[start:end] @ down, up)
+                narrow = self._wide[start:end] @ down
+                if out.dtype == torch.float32:
+                    out[start:end].addmm_(narrow, up)
+                else:
+                    out[start:end].add_(narrow @ up)
         return y
 
 

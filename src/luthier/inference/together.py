@@ -32,7 +32,7 @@ from luthier.inference.rows import NotTheRow, Rows
 
 NAME = "luthier_generate"
 
-CHUNK, ALONE = 64, 512
+CHUNK, ALONE = 128, 512
 """Tokens of prompts in one forward, beside running answers, which wait for it, and without."""
 SMALLEST_POOL = 128  # tokens
 WORTH_WAITING = 16
@@ -206,13 +206,9 @@ class Together:
         try:
             with torch.no_grad():
                 if trials:
-                    self.step(trials)
+                    self._forward(list(self._prompts(trials, ALONE)))
         except NotTheRow:
             return False
-        finally:
-            for trial in trials:
-                self.end(trial, keep=False)
-                self.kept.forget(trial.adapter)
         return True
 
     def step(self, running: Sequence[Running]) -> tuple[list[Running], Tensor]:

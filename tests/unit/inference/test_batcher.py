@@ -170,6 +170,14 @@ def test_adapters_come_and_go(batcher: Batcher, folder: Path) -> None:
     assert ids(batcher.submit(Ask(PROMPTS[0], "again", sampling))) == expected(folder, PROMPTS[0], "one", 12)
 
 
+def test_an_adapter_is_added_while_answers_run(batcher: Batcher, folder: Path) -> None:
+    going = [batcher.submit(Ask(PROMPTS[0], model, Sampling(150))) for model in ("base", "one")]
+    first = [next(answer).id for answer in going]
+    batcher.add("three", folder / "two")
+    found = [[token, *ids(answer)] for token, answer in zip(first, going, strict=True)]
+    assert found == [expected(folder, PROMPTS[0], adapter, 150) for adapter in (None, "one")]
+
+
 def test_what_cannot_be_answered_is_refused(batcher: Batcher, folder: Path) -> None:
     for prompt, said in [
         ([], "prompt: has no tokens\n  fix: ask something"),
