@@ -146,6 +146,13 @@ def result(value: Any) -> None:
         sys.stdout.flush()
 
 
+def log_line(record: Mapping[str, Any]) -> None:
+    """One JSON object in one line on standard error: what a server did."""
+    line = json.dumps(finite(record), ensure_ascii=False, allow_nan=False)
+    sys.stderr.write(masked(line.encode(errors="backslashreplace").decode()) + "\n")
+    sys.stderr.flush()
+
+
 def finite(value: Any) -> Any:
     """A JSON value with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, float):

@@ -19,6 +19,7 @@ VARIABLES = (
     "MODELSCOPE_API_TOKEN",
     "SWANLAB_API_KEY",
     "WANDB_API_KEY",
+    "LUTHIER_API_KEY",
 )
 SHORTEST = 8  # characters: what is shorter is no token, and stands in many a word
 MASK = "…"

@@ -30,6 +30,7 @@ SECRETS = {
     "MODELSCOPE_API_TOKEN": "ms-0ca9a12e-0ca9-4a12-8ca9-0ca9a12e0ca9",
     "SWANLAB_API_KEY": "CanaryOfSwanLab12345",
     "WANDB_API_KEY": "0ca9a12e0ca9a12e0ca9a12e0ca9a12e0ca9a12e",
+    "LUTHIER_API_KEY": "a-canary-of-the-servers-key",
 }
 HOSTILE = "</script><img src=x onerror='a()'>{{ 7*7 }}"
 MARKUP = "<img src=x onerror=alert(1)>"

@@ -21,6 +21,7 @@ from luthier.cli.main import app
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.joinpath("docs").glob("*.md")])
 
+# fmt: off
 SURFACE = {
     "demo": ["--set", "--fresh", "--plain", "--json"],
     "doctor": ["--json"],
@@ -32,9 +33,15 @@ SURFACE = {
     "eval": ["RUN", "--json"],
     "chat": ["REF", "--prompt -p", "--compare", "--system", "--max-new-tokens", "--temperature", "--top-p", "--json"],
     "merge": ["RUN", "--output -o", "--dtype", "--json"],
+    "serve": [
+        "[RUNS]", "--base", "--model -m", "--dtype", "--host", "--port", "--api-key", "--adapters", "--no-system",
+        "--max-batch", "--cache", "--queue", "--max-tokens", "--max-body", "--drain", "--allow-host", "--allow-origin",
+        "--log-prompts", "--json",
+    ],
     "runs": ["[FOLDER]", "--json"],
     "report": ["RUN", "--output -o", "--lang", "--json"],
 }
+# fmt: on
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 

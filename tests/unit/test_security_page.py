@@ -13,6 +13,7 @@ FILES = (
     "tests/pipeline/test_security_code.py",
     "tests/pipeline/test_security_secrets.py",
     "tests/unit/hub/test_security.py",
+    "tests/unit/server/test_security.py",
 )
 PROMISE = re.compile(r"- .*[.。] ?`([a-z_]+)`")
 

@@ -23,6 +23,7 @@ from luthier.cli.merge import merge
 from luthier.cli.plan import plan
 from luthier.cli.report import report
 from luthier.cli.runs import runs
+from luthier.cli.serve import serve
 from luthier.cli.train import train
 from luthier.cli.watch import watch
 from luthier.errors import LuthierError
@@ -46,6 +47,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "chat": chat,
     "merge": merge,
+    "serve": serve,
     "runs": runs,
     "report": report,
 }

@@ -93,6 +93,16 @@ class Renderer:
         """The prompt that makes the model answer `messages`, as tokens [P]: the same in training, chat and eval."""
         return self._encode(self._render(messages, add_generation_prompt=True))
 
+    def text_ids(self, text: str) -> list[int]:
+        """A plain text to be continued, as tokens, begun as in training; special tokens in it are read as such.
+
+        Raises DataError for half a character.
+        """
+        if _HALF.search(text):
+            raise DataError(Problem(f"text {text[:40]!r}", "holds half a character (a lone surrogate)", "write UTF-8"))
+        start = "" if text.startswith(self._text_start) else self._text_start
+        return [int(i) for i in self.tokenizer(start + text, add_special_tokens=False)["input_ids"]]
+
     # --- what is trained ------------------------------------------------------------------------------------
 
     def examples(self, conversation: Conversation, train_on: TrainOn = "all") -> list[Example]:

@@ -47,6 +47,11 @@ def open_run(run: RunFolder, *, dtype: str = "auto") -> Opened:
     return _open(recipe.model, recipe.data.system, run, dtype)
 
 
+def open_model(settings: ModelSettings, *, dtype: str = "auto") -> Opened:
+    """The model that a run was trained on, as its recipe opened it, without an adapter."""
+    return _open(settings, None, None, dtype)
+
+
 def _open(settings: ModelSettings, system: str | None, run: RunFolder | None, dtype: str) -> Opened:
     prepare_torch()  # before the first import of torch
     import torch

@@ -111,6 +111,8 @@ def test_plain_text_begins_with_the_token_that_the_tokenizer_puts_first() -> Non
     (example,) = renderer.examples(row(Message("text", "The best wood.")))
     assert text_of(renderer, example) == "<|endoftext|>‹The best wood.<|im_end|>›"
     assert example.num_labels == len(example.input_ids) - 1  # nothing predicts the first
+    assert renderer.text_ids("The best wood.") == example.input_ids[:-1]
+    assert renderer.text_ids("<|endoftext|>The best wood.") == example.input_ids[:-1]
 
 
 def test_many_conversations_at_once_give_what_each_gives_alone(chatml: Renderer) -> None:
