@@ -17,9 +17,11 @@ from luthier.cli.data import data
 from luthier.cli.demo import demo
 from luthier.cli.doctor import doctor
 from luthier.cli.evaluate import evaluate
+from luthier.cli.export import export
 from luthier.cli.fetch import fetch
 from luthier.cli.interrupt import interruptible
 from luthier.cli.merge import merge
+from luthier.cli.push import push
 from luthier.cli.report import report
 from luthier.cli.runs import runs
 from luthier.cli.train import train
@@ -42,6 +44,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "chat": chat,
     "merge": merge,
+    "export": export,
+    "push": push,
     "runs": runs,
     "report": report,
 }

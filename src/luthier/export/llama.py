@@ -51,7 +51,7 @@ def quiet() -> Any:
     """llama.cpp logs every tensor on standard error, past Python's own."""
     import llama_cpp
 
-    @llama_cpp.llama_log_callback
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
     def nothing(level: int, text: bytes, data: Any) -> None:
         pass
 
@@ -101,7 +101,7 @@ class LlamaCpp:
         return (choice["message"]["content"] or "").strip(), choice["finish_reason"] == "stop"
 
     def tokens(self, text: str) -> list[int]:
-        """A whole prompt as tokens, as Ollama sends its template's text: with the BOS token where the file wants one."""
+        """A prompt as tokens, as Ollama sends its template's text: with the BOS token where the file wants one."""
         return list(self._llama.tokenize(text.encode(), add_bos=True, special=True))
 
     def _ask(self, messages: RawMessages, max_tokens: int) -> Any:

@@ -52,7 +52,7 @@ class Reference:
     logprobs: list[torch.Tensor]
     texts: list[str]
     ended: list[bool]
-    stop_ids: list[int]
+    renderer: Renderer
     source: str
 
 
@@ -68,7 +68,7 @@ def measure(run: RunFolder) -> Reference:
     config = GenerationConfig(eos_token_id=stops, pad_token_id=opened.renderer.end_of_turn_id)
     free = [greedy(opened.model, each.prompt_ids, config, MAX_NEW_TOKENS) for each in asked[:ANSWERED]]
     texts = [opened.renderer.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in free]
-    return Reference(asked, expected, texts, [ids[-1] in stops for ids in free], stops, source)
+    return Reference(asked, expected, texts, [ids[-1] in stops for ids in free], opened.renderer, source)
 
 
 def prompts(opened: Opened, run: RunFolder) -> tuple[list[Asked], str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import inspect
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,3 +91,31 @@ def greedy(model: Any, prompt_ids: Sequence[int], config: Any, max_new_tokens: i
             **options,
         )
     return [int(token) for token in output[0, len(prompt_ids) :]]
+
+
+class Gguf:
+    """A GGUF file's weights as transformers reads them: no chat path, so no proof of one."""
+
+    def __init__(self, file: Path) -> None:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils.quantization_config import GgufConfig
+
+        self.title = f"transformers {importlib.metadata.version('transformers')} (weights alone)"
+        with quiet_reader():
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent,
+                gguf_file=file.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+            )
+        self.model = model.eval()
+
+    def logprobs(self, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> torch.Tensor:
+        return next_logprobs(self.model, prompt_ids, answer_ids)
+
+
+@contextlib.contextmanager
+def quiet_reader() -> Iterator[None]:
+    """transformers' GGUF reader shows a bar that has no switch (5.23)."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield

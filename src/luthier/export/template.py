@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 from luthier.data.render import Renderer
+from luthier.model.adapters import CARD, CONFIG, read_card
+from luthier.model.files import read_object
+from luthier.report.record import RunFolder
 
 
 def default_thinking(template: str, thinking: bool | None) -> str:
@@ -24,3 +30,21 @@ def save_tokenizer(renderer: Renderer, folder: Path) -> None:
     tokenizer = copy.deepcopy(renderer.tokenizer)
     tokenizer.chat_template = default_thinking(tokenizer.chat_template, renderer.thinking)
     tokenizer.save_pretrained(folder)
+
+
+def save_adapter(run: RunFolder, folder: Path, *, base: str) -> None:
+    """The run's adapter with the template that travels. `base`: its model's name for other people than the owner."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(run.adapter_dir, folder, dirs_exist_ok=True)
+    card = read_card(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = default_thinking(card["chat_template"], card["thinking"])
+    tokenizer.save_pretrained(folder)
+    _change(folder / CONFIG, base_model_name_or_path=base)
+    _change(folder / CARD, base=base)
+
+
+def _change(file: Path, **values: Any) -> None:
+    text = json.dumps({**read_object(file), **values}, indent=2, ensure_ascii=False)
+    file.write_text(f"{text}\n", encoding="utf-8")
