@@ -16,6 +16,7 @@ from luthier.report import words
 from luthier.report.record import RunFolder
 
 LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*", "*TERMS*")
+_ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 QUOTED = 4  # questions answered before and after
 SETTINGS = (
     "adapter.rank",
@@ -59,7 +60,7 @@ def public_name(ref: str) -> str:
 def _front(record: Exported, base: Path) -> dict[str, Any]:
     """What hubs read: a base only where they have it."""
     library = {"merged": "transformers", "adapter": "peft", "gguf": "gguf", "ollama": "gguf"}[record.to]
-    on_hub = {"base_model": record.base} if re.fullmatch(r"[\w.-]+/[\w.-]+", record.base) else {}
+    on_hub = {"base_model": record.base} if _ON_HUB.fullmatch(record.base) else {}
     relation = {"base_model_relation": "adapter" if record.to == "adapter" else "finetune"} if on_hub else {}
     facts = {"library_name": library, "pipeline_tag": "text-generation", "tags": ["luthier", "lora"]}
     return {**_licence_of(base), **on_hub, **relation, **facts}
@@ -111,12 +112,16 @@ def _use(record: Exported) -> str:
         f'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n{ask}\n```',
         "adapter": f"```python\nfrom peft import PeftModel\n{load}"
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
-        f'base = AutoModelForCausalLM.from_pretrained("{record.base}")\n'
+        f'base = AutoModelForCausalLM.from_pretrained("{_loadable(record.base)}")\n'
         f'model = PeftModel.from_pretrained(base, "FOLDER")\n{ask}\n```',
         "gguf": "```\nllama-server -m model.gguf --jinja\n```\n\nChat template and stop tokens are in the file.",
         "ollama": "```\nollama create NAME -f Modelfile\nollama run NAME\n```",
     }[record.to]
     return f"## Use\n\n{code}"
+
+
+def _loadable(base: str) -> str:
+    return base if _ON_HUB.fullmatch(base) else "FOLDER OF THE BASE"
 
 
 def _measured(record: Exported) -> str:

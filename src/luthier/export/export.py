@@ -45,6 +45,7 @@ def export(run: RunFolder, output: Path, *, to: Target, quant: Quant | None = No
                 save_adapter(run, folder, base=card.public_name(base.ref))
                 weights = "adapter"
             elif quant is None:
+                console.say("Merging …")
                 weights = merge_into(folder, run, dtype=None, named=output).dtype.value
             else:
                 weights = quant

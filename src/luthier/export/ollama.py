@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,18 @@ from luthier.model.load import context_length
 FILE = "Modelfile"
 LONGEST_CONTEXT = 8192  # tokens asked for at most: Ollama sets memory aside for all of them
 SAMPLING = ("temperature", "top_p", "top_k", "min_p")
-MARKS = [f"■{number}■" for number in range(5)]  # no template writes them by itself
+MARKS = [f"■{number}■" for number in range(4)]  # no template writes them by itself
 
 
 @dataclass(frozen=True)
 class Pieces:
     """What a template puts around contents.
 
-    `start` begins every prompt, `default_system` follows it where no system message is given. A system message is
+    `bos` and `start` begin every prompt, `default_system` follows where no system message is given. A system message is
     wrapped by itself, or with `system_inside` written within the first user turn (Gemma's way).
     """
 
+    bos: str
     start: str
     default_system: str
     system: tuple[str, str]
@@ -49,7 +50,7 @@ class Pieces:
     def text(self, messages: Sequence[Message]) -> str:
         """The prompt for `messages`, as the Go template writes it."""
         system = next((m.content for m in messages if m.role == "system"), None)
-        text = self.start + ("" if system is not None else self.default_system)
+        text = self.bos + self.start + ("" if system is not None else self.default_system)
         for place, message in enumerate(messages):
             if message.role == "system":
                 text += "" if self.system_inside else self.system[0] + message.content + self.system[1]
@@ -68,7 +69,7 @@ class Pieces:
         inside = f"{{{{ if and $.System (eq $i 1) }}}}{within}{{{{ end }}}}" if self.system_inside else ""
         default = f"{{{{ if not .System }}}}{_go(self.default_system)}{{{{ end }}}}" if self.default_system else ""
         return (
-            f"{_go(self.start)}{default}{{{{ range $i, $_ := .Messages }}}}"
+            f"{_go(self.bos)}{_go(self.start)}{default}{{{{ range $i, $_ := .Messages }}}}"
             f'{{{{ if eq .Role "system" }}}}{system}'
             f'{{{{ else if eq .Role "user" }}}}{_go(self.user[0])}{inside}{{{{ .Content }}}}{_go(self.user[1])}'
             f'{{{{ else if eq .Role "assistant" }}}}{_go(self.assistant[0])}{{{{ .Content }}}}{_go(self.assistant[1])}'
@@ -86,16 +87,16 @@ def write(folder: Path, base: LocalModel, reference: Reference) -> None:
     if system:
         lines.append(f"SYSTEM {_quoted(system, 'system prompt')}")
     stops = [renderer.tokenizer.convert_ids_to_tokens(token) for token in renderer.stop_ids]
-    lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops if stop]
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops if stop]
     lines += [f"PARAMETER {name} {value}" for name, value in _parameters(base.path).items()]
-    (folder / FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / FILE).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
 
 def probe(renderer: Renderer) -> Pieces:
     """The pieces of a renderer's template. Raises ModelError where contents do not stand in it one after the other."""
     if "strftime_now" in renderer.tokenizer.chat_template:
         raise _refused("it writes the date of the day, which an Ollama template cannot")
-    zero, one, two, three, _ = MARKS
+    zero, one, two, three = MARKS
     start, behind = _around(renderer, [Message("user", one)])
     _, after_user, after_assistant, _ = _around(
         renderer, [Message("user", one), Message("assistant", two), Message("user", three)]
@@ -112,6 +113,7 @@ def probe(renderer: Renderer) -> Pieces:
     beginning = _same_start(opening, before) if own_block else opening
     block = (before[len(beginning) :], between.removesuffix(user_before)) if own_block else ("", between)
     return Pieces(
+        bos=_bos(renderer),
         start=beginning,
         default_system=opening[len(beginning) :],
         system=block,
@@ -147,16 +149,19 @@ def prompts(reference: Reference) -> list[str]:
 
 def without_bos(pieces: Pieces, renderer: Renderer) -> Pieces:
     """Ollama puts the BOS token first by itself where the tokenizer says so: written twice, it would be sent twice."""
-    bos, tokenizer = renderer.tokenizer.bos_token, renderer.tokenizer
-    adds = bool(tokenizer("")["input_ids"]) and tokenizer("")["input_ids"][0] == tokenizer.bos_token_id
-    if not (bos and adds and pieces.start.startswith(bos)):
-        return pieces
-    return Pieces(**{**vars(pieces), "start": pieces.start[len(bos) :]})
+    added = renderer.tokenizer("")["input_ids"][:1] == [renderer.tokenizer.bos_token_id]
+    return replace(pieces, bos="") if added else pieces
+
+
+def _bos(renderer: Renderer) -> str:
+    """The BOS token where the template writes it. It is no part of a role, whatever letters the two have in common."""
+    bos = renderer.tokenizer.bos_token or ""
+    return bos if renderer.prompt_text([Message("user", MARKS[0])]).startswith(bos) else ""
 
 
 def _around(renderer: Renderer, messages: Sequence[Message]) -> list[str]:
-    """The texts before, between and behind the contents."""
-    rest, found = renderer.prompt_text(messages), []
+    """The texts before, between and behind the contents, without the BOS token."""
+    rest, found = renderer.prompt_text(messages).removeprefix(_bos(renderer)), []
     for message in messages:
         text, mark, rest = rest.partition(message.content)
         if not mark:

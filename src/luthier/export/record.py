@@ -116,14 +116,18 @@ def judge(found: Figures, bound: Bound) -> list[Check]:
     checks = [
         Check("KL divergence, nats (mean)", "0", f"{kl:.2g}", f"at most {bound.kl:g}", kl <= bound.kl),
         Check(
-            "same likeliest token", "100 %", f"{found.top1:.2%}", f"at least {bound.top1:.0%}", found.top1 >= bound.top1
+            "same likeliest token",
+            "100 %",
+            _percent(found.top1),
+            f"at least {_percent(bound.top1)}",
+            found.top1 >= bound.top1,
         ),
     ]
     if found.end_trained is not None and found.end_exported is not None:
         lowest = found.end_trained - bound.ending
-        before, after = f"{found.end_trained:.1%}", f"{found.end_exported:.1%}"
+        before, after, least = map(_percent, (found.end_trained, found.end_exported, lowest))
         holds = found.end_exported >= lowest
-        checks.append(Check("ends where the answer ends", before, after, f"at least {lowest:.1%}", holds))
+        checks.append(Check("probability of ending, where answers end", before, after, f"at least {least}", holds))
     if not found.chat:
         return checks
     everywhere = f"{found.same_prompts} of {found.prompts}"
@@ -137,6 +141,10 @@ def judge(found: Figures, bound: Bound) -> list[Check]:
         found.ended_exported >= needed,
     )
     return [same, *checks, ended]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def write(folder: Path, record: Exported) -> None:

@@ -117,10 +117,7 @@ def refuse_failed(record: Exported, folder: Path) -> None:
     fix = "take a finer --quant, or another target: --to merged or --to adapter"
     if failed:
         raise CheckFailed(
-            *(
-                Problem(f"{folder}, {each.name}", f"{each.exported}, and the bound is {each.bound}", fix)
-                for each in failed
-            )
+            *(Problem(f"{folder}, {each.name}", f"{each.exported}: must be {each.bound}", fix) for each in failed)
         )
 
 
