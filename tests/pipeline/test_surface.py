@@ -30,6 +30,8 @@ SURFACE = {
     "eval": ["RUN", "--json"],
     "chat": ["REF", "--prompt -p", "--compare", "--system", "--max-new-tokens", "--temperature", "--top-p", "--json"],
     "merge": ["RUN", "--output -o", "--dtype", "--json"],
+    "export": ["[RUN]", "--to", "--quant", "--output -o", "--verify", "--json"],
+    "push": ["FOLDER", "--to", "--yes", "--public", "--unverified", "--json"],
     "runs": ["[FOLDER]", "--json"],
     "report": ["RUN", "--output -o", "--lang", "--json"],
 }

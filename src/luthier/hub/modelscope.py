@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,14 +61,10 @@ class ModelScope:
             # Before the upload, which would make a public one. Its licence is Apache-2.0 unless it is said.
             with contextlib.suppress(errors.AlreadyExistsError):
                 api.create_repo(repo, "model", visibility="public" if public else "private", license=licence)
-            api.upload_folder(
-                repo,
-                "model",
-                folder,
-                allow_patterns=[glob.escape(file) for file in files],
-                commit_message="Upload with Luthier",
-                use_cache=False,  # it would lie in the export's folder
-            )
+            for file in files:  # its upload of a folder prints a report, and hides why a file was refused
+                api.upload_file(
+                    repo, "model", folder / file, file, commit_message=f"Upload {file} with Luthier", disable_tqdm=True
+                )
         return f"{self.endpoint}/models/{repo}"
 
     @contextlib.contextmanager
