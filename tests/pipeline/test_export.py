@@ -12,9 +12,12 @@ import pytest
 import torch
 from driver import SYSTEM, Workplace, files_in, finished, luthier, luthier_process
 from peft import PeftModel
+from tiny import QWEN3
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from luthier.data.conversation import Message
 from luthier.export import converter, llama, record
+from luthier.inference.opened import open_ref, open_run
 from luthier.report import disk
 from luthier.report.record import RunFolder
 
@@ -156,6 +159,25 @@ def test_prompts_of_the_record_where_the_rows_are_gone(shop: Workplace, tmp_path
     assert done.status == 0, done.err
     assert (done.json["figures"]["source"], done.json["figures"]["prompts"]) == ("prompts of run.json", 4)
     assert "the run's rows cannot be read" in done.err
+
+
+def test_a_thinking_model_is_asked_to_think(shop: Workplace, tmp_path: Path) -> None:
+    """In Luthier by what the folder remembers, elsewhere by its template's default."""
+    base = tmp_path / "thinker"
+    shutil.copytree(shop.model, base)
+    (base / "chat_template.jinja").write_text(QWEN3, encoding="utf-8")
+    settings = {"ref": str(base), "thinking": True}
+    run = shop.train("thinking", model=settings, train={"steps": 2})
+    merged = tmp_path / "merged"
+    assert luthier("merge", run.path, "-o", merged).status == 0
+    opened = open_ref(str(merged))
+    asked = [Message("user", "Hi")]
+    expected = open_run(run).renderer.prompt_ids(asked)
+    assert opened.renderer.prompt_ids(asked) == expected
+    plain = AutoTokenizer.from_pretrained(merged).apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True
+    )
+    assert plain["input_ids"] == expected
 
 
 # What must not pass.

@@ -36,11 +36,15 @@ ROWS = [
 ]
 
 
-def make_run(folder: Path, tokenizer: Any) -> RunFolder:
+def make_run(
+    folder: Path, tokenizer: Any, family: str = "llama-tied", rows: int = 49152, thinking: bool | None = None
+) -> RunFolder:
     """A trained run, without the training: base, adapter, rows, recipe and the event that ends it."""
-    shape = {"vocab_size": 49152, "hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4}
-    model = make_model("llama-tied", **shape, max_position_embeddings=512)
-    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    end = tokenizer.eos_token_id
+    ids = {"bos_token_id": 1, "eos_token_id": end, "pad_token_id": end}
+    shape = {"vocab_size": rows, "hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 4}
+    model = make_model(family, **shape, **ids, max_position_embeddings=512)
+    model.generation_config = GenerationConfig(**ids)
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     rows = [json.dumps({"instruction": asked, "output": said}, ensure_ascii=False) for asked, said in ROWS * 2]
@@ -49,7 +53,7 @@ def make_run(folder: Path, tokenizer: Any) -> RunFolder:
     data = {"train": str(folder / "rows.jsonl"), "system": SYSTEM, "holdout": 4, "duplicates": "keep"}
     reference = {"ref": str(folder / "base"), "device": "cpu"}
     run.write_recipe(parse_recipe({"model": reference, "data": data, "output": str(run.path)}))
-    renderer = Renderer(tokenizer, stop_ids=[2])
+    renderer = Renderer(tokenizer, thinking=thinking, stop_ids=[end])
     kept: dict[str, Any] = {"base_ref": str(folder / "base"), "base_folder": folder / "base", "system": SYSTEM}
     adapters.save(add_adapter(model), run.adapter_dir, renderer, **kept)
     run.log({"event": "start", "step": 0, "total_steps": 1, "resumed": False})
@@ -97,6 +101,20 @@ def test_through_llama_cpp(run: RunFolder, tmp_path: Path, to: Any, quant: Any) 
     assert made.figures is not None
     assert (made.figures.prompts, made.figures.same_prompts) == (4, 4)
     assert verify_again(tmp_path / "out").model_dump() == made.model_dump()
+
+
+@needs_llama
+def test_qwen3_asks_without_thinking_as_it_was_trained(qwen3_folder: Path, tmp_path: Path) -> None:
+    """llama.cpp passes no `enable_thinking`, and Qwen3's own template would think."""
+    tokenizer = AutoTokenizer.from_pretrained(qwen3_folder)
+    run = make_run(tmp_path, tokenizer, "qwen3", rows=151936, thinking=False)
+    made = export(run, tmp_path / "out", to="ollama", quant="f16")
+    assert made.state == "verified"
+    assert made.figures is not None
+    assert (made.figures.prompts, made.figures.same_prompts) == (4, 4)
+    modelfile = (tmp_path / "out" / "Modelfile").read_text(encoding="utf-8")
+    assert '<think>\n\n</think>\n\n"""\nSYSTEM' in modelfile
+    assert 'PARAMETER stop "<|im_end|>"' in modelfile
 
 
 def test_a_tokenizer_that_llama_cpp_does_not_know(tmp_path: Path, tokenizer: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from luthier.errors import InputError
 from luthier.export.record import Exported
 from luthier.hub.refs import Local, Repo, parse_model
+from luthier.model.adapters import read_card
 from luthier.report import words
 from luthier.report.record import RunFolder
 
@@ -40,8 +42,9 @@ def copy_licences(base: Path, folder: Path) -> list[str]:
 
 def write(folder: Path, run: RunFolder, record: Exported, base: Path) -> None:
     """README.md, from run.json, the recipe and the figures of the export."""
+    thinking = read_card(run.adapter_dir).get("thinking")
     front = yaml.safe_dump(_front(record, base), sort_keys=False, allow_unicode=True)
-    parts = [f"---\n{front}---", f"# {run.name}", _origin(run, record), _use(record), _measured(record)]
+    parts = [f"---\n{front}---", f"# {run.name}", _origin(run, record), _use(record, thinking), _measured(record)]
     parts += [_trained(run), _answers(run), _licence(folder, record)]
     (folder / "README.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
 
@@ -98,7 +101,13 @@ def _origin(run: RunFolder, record: Exported) -> str:
     return f"`{record.base}`{revision}, {what}. Made with Luthier {record.luthier} on {record.made}."
 
 
-def _use(record: Exported) -> str:
+def _switch(thinking: bool | None) -> str:
+    """llama-server says by itself whether to think, whatever a template's default is."""
+    said = {"enable_thinking": thinking}
+    return "" if thinking is None else f" --chat-template-kwargs '{json.dumps(said)}'"
+
+
+def _use(record: Exported, thinking: bool | None) -> str:
     ask = (
         'messages = [{"role": "user", "content": "Hello"}]\n'
         "inputs = tokenizer.apply_chat_template(\n"
@@ -114,7 +123,8 @@ def _use(record: Exported) -> str:
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
         f'base = AutoModelForCausalLM.from_pretrained("{_loadable(record.base)}")\n'
         f'model = PeftModel.from_pretrained(base, "FOLDER")\n{ask}\n```',
-        "gguf": "```\nllama-server -m model.gguf --jinja\n```\n\nChat template and stop tokens are in the file.",
+        "gguf": f"```\nllama-server -m model.gguf --jinja{_switch(thinking)}\n```\n\n"
+        "Chat template and stop tokens are in the file.",
         "ollama": "```\nollama create NAME -f Modelfile\nollama run NAME\n```",
     }[record.to]
     return f"## Use\n\n{code}"

@@ -124,7 +124,7 @@ def judge(found: Figures, bound: Bound) -> list[Check]:
         ),
     ]
     if found.end_trained is not None and found.end_exported is not None:
-        lowest = found.end_trained - bound.ending
+        lowest = max(0.0, found.end_trained - bound.ending)
         before, after, least = map(_percent, (found.end_trained, found.end_exported, lowest))
         holds = found.end_exported >= lowest
         checks.append(Check("probability of ending, where answers end", before, after, f"at least {least}", holds))
