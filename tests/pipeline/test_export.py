@@ -88,7 +88,9 @@ def test_a_merged_folder_is_whole(shop: Workplace, run: RunFolder, exports: dict
 
 def test_an_adapter_folder_loads_with_plain_peft(shop: Workplace, run: RunFolder, exports: dict[str, Any]) -> None:
     folder = shop.folder / "exports" / "adapter"
-    assert files_in(folder) == ALWAYS | {"adapter_config.json", "adapter_model.safetensors"}
+    own = {"adapter_config.json", "adapter_model.safetensors", "generation_config.json"}
+    assert files_in(folder) == ALWAYS | own
+    assert json.loads((folder / "generation_config.json").read_bytes())["eos_token_id"] == [0, 2]
     config = json.loads((folder / "adapter_config.json").read_bytes())
     assert config["base_model_name_or_path"] == shop.model.name  # and not where it lies on this machine
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(shop.model), folder).eval()
@@ -234,6 +236,17 @@ def test_another_template_and_a_lost_stop_token_fail(
         f"✗ {folder}: does not answer as the trained model does ({name})\n"
         "  → export the run again: in another form, or after training anew\n",
     )
+
+
+def test_what_the_runtime_cannot_load_fails(shop: Workplace, run: RunFolder, tmp_path: Path) -> None:
+    with mock.patch("luthier.export.runtimes.Transformers.prompt_ids", side_effect=ValueError("no template\nat all")):
+        done = luthier("export", run.path, "--to", "adapter", "-o", tmp_path / "out")
+    assert (done.status, done.err) == (
+        1,
+        f"✗ {tmp_path / 'out'}: transformers cannot run it: ValueError: no template\n"
+        "  → take another target: --to merged or --to adapter\n",
+    )
+    assert not (tmp_path / "out").exists()
 
 
 # Bad input.

@@ -108,18 +108,20 @@ def _switch(thinking: bool | None) -> str:
 
 
 def _use(record: Exported, thinking: bool | None) -> str:
+    stops = ', generation_config=GenerationConfig.from_pretrained("FOLDER")' if record.to == "adapter" else ""
     ask = (
         'messages = [{"role": "user", "content": "Hello"}]\n'
         "inputs = tokenizer.apply_chat_template(\n"
         '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n)\n'
-        "output = model.generate(**inputs, max_new_tokens=256)\n"
+        f"output = model.generate(**inputs, max_new_tokens=256{stops})\n"
         'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))'
     )
     load = "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
     code = {
         "merged": f'```python\n{load}tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
         f'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n{ask}\n```',
-        "adapter": f"```python\nfrom peft import PeftModel\n{load}"
+        "adapter": "```python\nfrom peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig\n\n"
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
         f'base = AutoModelForCausalLM.from_pretrained("{_loadable(record.base)}")\n'
         f'model = PeftModel.from_pretrained(base, "FOLDER")\n{ask}\n```',

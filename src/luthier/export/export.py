@@ -53,7 +53,7 @@ def export(run: RunFolder, output: Path, *, to: Target, quant: Quant | None = No
             card.copy_licences(base.path, folder)
             if to == "ollama":
                 ollama.write(folder, base, expected)
-            figures = verify.verify(folder, to, expected, run.read_recipe().model)
+            figures = verify.verify(folder, to, expected, run.read_recipe().model, named=output)
             made = Exported(
                 luthier=__version__,
                 to=to,
@@ -93,7 +93,7 @@ def verify_again(folder: Path, run: RunFolder | None = None) -> Exported:
         if sha256(run.adapter_dir / WEIGHTS) != made.adapter_sha256:
             what = "holds another adapter than the one that was exported"
             raise RunError(Problem(str(run.path), what, "name the right run, or export this one again"))
-        figures = verify.verify(folder, made.to, expected, run.read_recipe().model)
+        figures = verify.verify(folder, made.to, expected, run.read_recipe().model, named=folder)
         made = _seal(folder, run, made.model_copy(update={"figures": figures}), _base(run))
     verify.show(made)
     verify.refuse_failed(made, folder)

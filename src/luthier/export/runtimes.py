@@ -38,7 +38,7 @@ class Transformers:
     """A merged folder; or with `base`, that folder's model with the adapter in `folder`."""
 
     def __init__(self, folder: Path, *, base: Path | None = None, trust_remote_code: bool = False) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         self.title = f"transformers {importlib.metadata.version('transformers')}"
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -51,6 +51,7 @@ class Transformers:
             self.title += f", peft {importlib.metadata.version('peft')}"
             model = PeftModel.from_pretrained(model, folder)
         self.model = model.eval()
+        self._config = GenerationConfig.from_pretrained(folder)
 
     def prompt_ids(self, messages: RawMessages) -> list[int]:
         encoded = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
@@ -60,10 +61,9 @@ class Transformers:
         return next_logprobs(self.model, prompt_ids, answer_ids)
 
     def answer(self, messages: RawMessages, max_new_tokens: int) -> tuple[str, bool]:
-        # The folder's own generation config: without it an adapter's stop tokens are the tokenizer's.
-        config = self.model.generation_config
-        ids = greedy(self.model, self.prompt_ids(messages), config, max_new_tokens)
-        stops = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        ids = greedy(self.model, self.prompt_ids(messages), self._config, max_new_tokens)
+        stops = self._config.eos_token_id
+        stops = stops if isinstance(stops, list) else [stops]
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip(), ids[-1] in stops
 
 

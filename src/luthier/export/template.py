@@ -33,14 +33,19 @@ def save_tokenizer(renderer: Renderer, folder: Path) -> None:
 
 
 def save_adapter(run: RunFolder, folder: Path, *, base: str) -> None:
-    """The run's adapter with the template that travels. `base`: its model's name for other people than the owner."""
-    from transformers import AutoTokenizer
+    """The run's adapter with the template and the stop tokens that travel.
+
+    `base`: its model's name for other people than the owner.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
 
     shutil.copytree(run.adapter_dir, folder, dirs_exist_ok=True)
     card = read_card(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = default_thinking(card["chat_template"], card["thinking"])
     tokenizer.save_pretrained(folder)
+    # The base's own may stop elsewhere than the template that was trained.
+    GenerationConfig(eos_token_id=card["stop_ids"], pad_token_id=card["stop_ids"][0]).save_pretrained(folder)
     _change(folder / CONFIG, base_model_name_or_path=base)
     _change(folder / CARD, base=base)
 

@@ -8,24 +8,40 @@ from typing import Any
 import torch
 
 from luthier import console
-from luthier.errors import CheckFailed, Problem
+from luthier.errors import CheckFailed, LuthierError, Problem
 from luthier.export import gguf, llama, ollama
 from luthier.export.record import Check, Exported, Figures, Target
 from luthier.export.reference import ANSWERED, MAX_NEW_TOKENS, Reference
 from luthier.export.runtimes import Gguf, Runtime, Transformers
 from luthier.hub.fetch import fetch_model
 from luthier.recipe.schema import ModelSettings
+from luthier.report import disk
+from luthier.secrets import without_secrets
 
 
-def verify(folder: Path, to: Target, reference: Reference, settings: ModelSettings) -> Figures:
+def verify(folder: Path, to: Target, reference: Reference, settings: ModelSettings, *, named: Path) -> Figures | None:
     """Measures the export in `folder` with the program that will run it.
 
-    Where that is not installed, the weights of a GGUF file are read back by transformers (`chat` False).
+    Where that is not installed, the weights of a GGUF file are read back by transformers (`chat` False); None where it
+    cannot read them. Raises CheckFailed, about `named`, where the program cannot load the export or breaks off.
     """
+    try:
+        return _measured(folder, to, reference, settings)
+    except (LuthierError, MemoryError):
+        raise
+    except Exception as error:  # a runtime raises what it likes, and any of it means that the export does not run
+        if disk.is_full(error):
+            raise
+        program = "llama.cpp" if to in ("gguf", "ollama") else "transformers"
+        what = f"{program} cannot run it: {without_secrets(error)}"
+        raise CheckFailed(Problem(str(named), what, "take another target: --to merged or --to adapter")) from error
+
+
+def _measured(folder: Path, to: Target, reference: Reference, settings: ModelSettings) -> Figures | None:
     if to in ("gguf", "ollama"):
         file = folder / gguf.FILE
         if not llama.is_installed():
-            return _weights_alone(Gguf(file), reference)
+            return _weights_alone(file, reference)
         longest = max(len(each.prompt_ids) + max(len(each.answer_ids), MAX_NEW_TOKENS) for each in reference.asked)
         runtime = llama.LlamaCpp(file, context=longest + 1)
         figures = measure(runtime, reference)
@@ -56,8 +72,13 @@ def measure(runtime: Runtime, reference: Reference) -> Figures:
     )
 
 
-def _weights_alone(runtime: Gguf, reference: Reference) -> Figures:
-    console.say(f"The weights, read back by {runtime.title} …")
+def _weights_alone(file: Path, reference: Reference) -> Figures | None:
+    console.say("The weights, read back by transformers …")
+    try:
+        runtime = Gguf(file)
+    except (ValueError, LookupError, NotImplementedError) as error:  # a family that llama.cpp knows, and it does not
+        console.warn(f"transformers cannot read the GGUF file back: {without_secrets(error)}")
+        return None
     return Figures(
         runtime=runtime.title,
         chat=False,

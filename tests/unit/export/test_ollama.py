@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,24 +132,39 @@ def as_ollama(template: str, messages: list[Message]) -> str:
     return execute(template, system, [{"role": m.role, "content": m.content} for m in messages])
 
 
-@pytest.mark.parametrize(
-    ("template", "options", "talks"),
-    [
-        (CHATML, {}, TALKS),
-        (LLAMA3, {}, TALKS),
-        (GEMMA, {}, TALKS),
-        (DEFAULT_SYSTEM, {}, TALKS),
-        (NO_SYSTEM, {}, [TALKS[0], TALKS[2]]),
-        (QWEN3, {"thinking": False}, TALKS),
-    ],
-    ids=["chatml", "llama3", "gemma", "default-system", "no-system", "qwen3"],
-)
+KNOWN: dict[str, tuple[str, dict[str, Any], list[list[Message]]]] = {
+    "chatml": (CHATML, {}, TALKS),
+    "llama3": (LLAMA3, {}, TALKS),
+    "gemma": (GEMMA, {}, TALKS),
+    "default-system": (DEFAULT_SYSTEM, {}, TALKS),
+    "no-system": (NO_SYSTEM, {}, [TALKS[0], TALKS[2]]),
+    "qwen3": (QWEN3, {"thinking": False}, TALKS),
+}
+
+
+@pytest.mark.parametrize(("template", "options", "talks"), KNOWN.values(), ids=KNOWN)
 def test_the_go_template_writes_the_renderers_prompt(template: str, options: Any, talks: list[list[Message]]) -> None:
     trained = renderer(template, **options)
     pieces = probe(trained)
     check(pieces, trained, talks)
     for messages in talks:
         assert as_ollama(pieces.go(), messages) == pieces.text(messages) == trained.prompt_text(messages)
+
+
+@pytest.mark.skipif(not shutil.which("go"), reason="Go is not installed")
+def test_the_same_by_go_itself() -> None:
+    """And so the reader above reads as Go does."""
+    chats, expected = [], []
+    for template, options, talks in KNOWN.values():
+        trained = renderer(template, **options)
+        for messages in talks:
+            system = "".join(m.content for m in messages if m.role == "system")
+            sent = [{"Role": m.role, "Content": m.content} for m in messages]
+            chats.append({"Template": probe(trained).go(), "System": system, "Messages": sent})
+            expected.append(trained.prompt_text(messages))
+    command = ["go", "run", str(Path(__file__).with_name("render.go"))]
+    done = subprocess.run(command, input=json.dumps(chats).encode(), capture_output=True, check=True)
+    assert json.loads(done.stdout) == expected
 
 
 def test_chatml_in_go() -> None:
