@@ -1,8 +1,7 @@
-"""Stop tokens inside the file, a converter in a folder of its own, and no code of a stranger's run."""
+"""Stop tokens inside the file, and a converter in a folder of its own."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -45,14 +44,6 @@ def test_a_file_that_ends_turns_is_left_alone(tmp_path: Path) -> None:
     before = file.read_bytes()
     assert end_turns(file, 2) is False
     assert file.read_bytes() == before
-
-
-def test_configs_that_name_code_lose_it(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"auto_map": {"AutoConfig": "evil.Config"}, "a": 1}', encoding="utf-8")
-    (tmp_path / "tokenizer_config.json").write_text('{"b": 2}', encoding="utf-8")
-    converter.forbid_code(tmp_path)
-    found = [json.loads((tmp_path / name).read_bytes()) for name in ("config.json", "tokenizer_config.json")]
-    assert found == [{"a": 1}, {"b": 2}]
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -227,9 +226,3 @@ def test_a_hub_that_breaks(standin: Standin, folder: Path, to: str, ending: str)
 def test_no_network(no_network: str, folder: Path, to: str) -> None:
     _, what, _ = problem(HubError, folder, f"{to}:me/mine")
     assert what.startswith(f"{ {'hf': 'Hugging Face', 'ms': 'ModelScope'}[to] } did not take it: ")
-
-
-def test_the_record_stays_at_home(folder: Path) -> None:
-    assert "/home/somebody/run" in (folder / "export.json").read_text(encoding="utf-8")
-    assert "export.json" not in push.plan(folder, "hf:me/mine").files
-    assert json.loads((folder / "export.json").read_bytes())["files"].keys() == FILES.keys()
