@@ -100,6 +100,16 @@ def test_an_adapter_folder_loads_with_plain_peft(shop: Workplace, run: RunFolder
         assert float((tuned(ids).logits - whole(ids).logits).abs().max()) < 1e-4
 
 
+def test_no_file_but_the_record_names_a_folder_of_this_machine(shop: Workplace, exports: dict[str, Any]) -> None:
+    named = [
+        file.name
+        for to in exports
+        for file in (shop.folder / "exports" / to).iterdir()
+        if any(str(folder).encode() in file.read_bytes() for folder in (shop.folder, shop.model.parent))
+    ]
+    assert named == ["export.json", "export.json"]
+
+
 def test_the_card(shop: Workplace, run: RunFolder, exports: dict[str, Any]) -> None:
     text = (shop.folder / "exports" / "merged" / "README.md").read_text(encoding="utf-8")
     result, data = (run.record() or {})["result"], (run.record() or {})["data"]

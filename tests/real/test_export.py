@@ -88,6 +88,7 @@ def test_a_gguf_file_without_llama_cpp(
     from gguf import GGUFReader
 
     reader = GGUFReader(tmp_path / "gguf" / "model.gguf")
+    assert reader.get_field("general.name").contents() == "run"
     field = {key: reader.get_field(f"tokenizer.{key}").contents() for key in ("ggml.eos_token_id", "chat_template")}
     template = AutoTokenizer.from_pretrained(run.adapter_dir).chat_template
     assert field == {"ggml.eos_token_id": 2, "chat_template": template}

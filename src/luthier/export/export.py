@@ -14,7 +14,7 @@ from luthier.errors import LuthierError, Problem, RunError
 from luthier.export import card, gguf, llama, ollama, record, reference, verify
 from luthier.export.merge import check_free, merge_into, stored_dtype
 from luthier.export.record import Exported, Quant, Target
-from luthier.export.template import save_adapter
+from luthier.export.template import name_base, save_adapter
 from luthier.hub.fetch import LocalModel, fetch_model
 from luthier.hub.manifest import sha256
 from luthier.model.adapters import WEIGHTS
@@ -47,6 +47,7 @@ def export(run: RunFolder, output: Path, *, to: Target, quant: Quant | None = No
             elif quant is None:
                 console.say("Merging …")
                 weights = merge_into(folder, run, dtype=None, named=output).dtype.value
+                name_base(folder, card.public_name(base.ref))
             else:
                 weights = quant
                 gguf.make(folder, run, base, quant, expected.renderer.end_of_turn_id)

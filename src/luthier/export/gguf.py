@@ -26,11 +26,11 @@ def make(folder: Path, run: RunFolder, base: LocalModel, quant: Quant, end_of_tu
     console.say(f"Converting to GGUF ({quant}) …")
     if quant == "q4_k_m":
         whole = folder / "f16.gguf"
-        converter.to_gguf(merged, whole, "f16")
+        converter.to_gguf(merged, whole, "f16", name=run.name)
         llama.quantize(whole, file, "Q4_K_M")
         whole.unlink()
     else:
-        converter.to_gguf(merged, file, quant)
+        converter.to_gguf(merged, file, quant, name=run.name)
     shutil.rmtree(merged)
     end_turns(file, end_of_turn_id)
 

@@ -47,6 +47,11 @@ def save_adapter(run: RunFolder, folder: Path, *, base: str) -> None:
     # The base's own may stop elsewhere than the template that was trained.
     GenerationConfig(eos_token_id=card["stop_ids"], pad_token_id=card["stop_ids"][0]).save_pretrained(folder)
     _change(folder / CONFIG, base_model_name_or_path=base)
+    name_base(folder, base)
+
+
+def name_base(folder: Path, base: str) -> None:
+    """Has the folder's luthier.json name its base as other people know it, and no folder of this machine."""
     _change(folder / CARD, base=base)
 
 
