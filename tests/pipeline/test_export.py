@@ -290,6 +290,10 @@ def test_a_run_or_an_output_that_will_not_do(shop: Workplace, run: RunFolder, ex
         f"✗ {young.path}: has no result yet (not started)\n"
         "  → finish it first: the same luthier train command goes on from its last checkpoint\n"
     )
+    below = shop.rows / "out"
+    said = luthier("export", run.path, "--to", "adapter", "-o", below).err
+    assert said.startswith(f"✗ {below}: cannot be made: ")
+    assert said.endswith("\n  → name a folder that can be written: -o DIR\n")
     assert luthier("export", "--verify", shop.folder).err == (
         f"✗ {shop.folder}: is no export (no export.json)\n  → make one: luthier export RUN --to gguf -o DIR\n"
     )

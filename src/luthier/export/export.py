@@ -34,11 +34,11 @@ def export(run: RunFolder, output: Path, *, to: Target, quant: Quant | None = No
     started = time.monotonic()
     check_free(output)
     quant = _pick_quant(to, quant)
+    _make_parent(output)
     with in_words(output):
         expected = reference.measure(run)
         base = _base(run)
         _check_room(base, output, to)
-        output.parent.mkdir(parents=True, exist_ok=True)
         with disk.whole_folder(output) as folder:
             folder.mkdir()
             if to == "adapter":
@@ -50,10 +50,10 @@ def export(run: RunFolder, output: Path, *, to: Target, quant: Quant | None = No
                 name_base(folder, card.public_name(base.ref))
             else:
                 weights = quant
+                if to == "ollama":
+                    ollama.write(folder, base, expected)
                 gguf.make(folder, run, base, quant, expected.renderer.end_of_turn_id)
             card.copy_licences(base.path, folder)
-            if to == "ollama":
-                ollama.write(folder, base, expected)
             figures = verify.verify(folder, to, expected, run.read_recipe().model, named=output)
             made = Exported(
                 luthier=__version__,
@@ -138,7 +138,7 @@ def _check_room(base: LocalModel, output: Path, to: Target) -> None:
 
 @contextlib.contextmanager
 def in_words(output: Path) -> Iterator[None]:
-    """A disk that is full or cannot be written, as an error that says what to do."""
+    """A full disk as an error that says what to do."""
     try:
         yield
     except LuthierError:
@@ -149,10 +149,15 @@ def in_words(output: Path) -> Iterator[None]:
             wanted = f"{error.what} needs {words.size(error.needed)}, and " if isinstance(error, disk.DiskFull) else ""
             what = f"the disk is full: {wanted}{free} are free"
             raise RunError(Problem(str(output), what, "make room there, or name a folder elsewhere: -o DIR")) from error
-        if isinstance(error, OSError) and error.filename is not None and output.parent in Path(error.filename).parents:
-            what = f"cannot be written: {error.strerror or error}"
-            raise RunError(Problem(str(output), what, "name a folder that can be written: -o DIR")) from error
         raise
+
+
+def _make_parent(output: Path) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"cannot be made: {error.strerror or error}"
+        raise RunError(Problem(str(output), what, "name a folder that can be written: -o DIR")) from None
 
 
 def _today() -> str:
