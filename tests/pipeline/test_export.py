@@ -26,11 +26,19 @@ ALWAYS = {"LICENSE", "README.md", "export.json", "luthier.json", *TOKENIZER}
 
 
 @pytest.fixture(scope="module")
-def run(shop: Workplace) -> RunFolder:
+def base(shop: Workplace) -> Path:
+    """The usual model, with a licence."""
+    folder = shop.folder / "export" / "licensed"
+    shutil.copytree(shop.model, folder)
+    (folder / "LICENSE").write_text("Do as you like.\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(shop: Workplace, base: Path) -> RunFolder:
     """Trained until it knows its rows by heart."""
-    (shop.model / "LICENSE").write_text("Do as you like.\n", encoding="utf-8")
     train = {"steps": 60, "batch_size": 20, "learning_rate": 0.02, "eval_steps": 60}
-    return shop.train("export", adapter={"rank": 16, "alpha": 32}, train=train)
+    return shop.train("export", model={"ref": str(base)}, adapter={"rank": 16, "alpha": 32}, train=train)
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +94,14 @@ def test_a_merged_folder_is_whole(shop: Workplace, run: RunFolder, exports: dict
     assert luthier("chat", folder, "-p", "Who are you?", "--json").json["system"] == SYSTEM
 
 
-def test_an_adapter_folder_loads_with_plain_peft(shop: Workplace, run: RunFolder, exports: dict[str, Any]) -> None:
+def test_an_adapter_folder_loads_with_plain_peft(shop: Workplace, base: Path, exports: dict[str, Any]) -> None:
     folder = shop.folder / "exports" / "adapter"
     own = {"adapter_config.json", "adapter_model.safetensors", "generation_config.json"}
     assert files_in(folder) == ALWAYS | own
     assert json.loads((folder / "generation_config.json").read_bytes())["eos_token_id"] == [0, 2]
     config = json.loads((folder / "adapter_config.json").read_bytes())
-    assert config["base_model_name_or_path"] == shop.model.name  # and not where it lies on this machine
-    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(shop.model), folder).eval()
+    assert config["base_model_name_or_path"] == base.name  # and not where it lies on this machine
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
     ids = torch.tensor([AutoTokenizer.from_pretrained(folder)("Who are you?")["input_ids"]])
     whole = AutoModelForCausalLM.from_pretrained(shop.folder / "exports" / "merged").eval()
     with torch.no_grad():
@@ -105,19 +113,19 @@ def test_no_file_but_the_record_names_a_folder_of_this_machine(shop: Workplace, 
         file.name
         for to in exports
         for file in (shop.folder / "exports" / to).iterdir()
-        if any(str(folder).encode() in file.read_bytes() for folder in (shop.folder, shop.model.parent))
+        if str(shop.folder).encode() in file.read_bytes()
     ]
     assert named == ["export.json", "export.json"]
 
 
-def test_the_card(shop: Workplace, run: RunFolder, exports: dict[str, Any]) -> None:
+def test_the_card(shop: Workplace, run: RunFolder, base: Path, exports: dict[str, Any]) -> None:
     text = (shop.folder / "exports" / "merged" / "README.md").read_text(encoding="utf-8")
     result, data = (run.record() or {})["result"], (run.record() or {})["data"]
     assert text.startswith("---\nlibrary_name: transformers\npipeline_tag: text-generation\n")
     assert str(shop.folder) not in text
     for part in (
         f"# {run.name}\n",
-        f"`{shop.model.name}`, fine-tuned with LoRA and merged into one ordinary model.",
+        f"`{base.name}`, fine-tuned with LoRA and merged into one ordinary model.",
         "| prompts with identical tokens |  | 4 of 4 | all |",
         f"| data | `rows.jsonl`, 24 rows, SHA-256 `{data['files'][0]['sha256']}` |",
         "| `adapter.rank` | 16 |",
@@ -153,7 +161,7 @@ def test_a_run_that_moved(shop: Workplace, run: RunFolder, exports: dict[str, An
 
 
 def test_another_run_is_not_taken_for_it(shop: Workplace, run: RunFolder, exports: dict[str, Any]) -> None:
-    other = shop.train("another", train={"steps": 2})
+    other = shop.train("export-another", train={"steps": 2})
     done = luthier("export", other.path, "--verify", shop.folder / "exports" / "adapter")
     assert (done.status, done.err) == (
         2,
@@ -165,7 +173,7 @@ def test_another_run_is_not_taken_for_it(shop: Workplace, run: RunFolder, export
 def test_prompts_of_the_record_where_the_rows_are_gone(shop: Workplace, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     shutil.copy(shop.rows, rows)
-    run = shop.train("rowless", data={"train": str(rows)}, train={"steps": 2})
+    run = shop.train("export-rowless", data={"train": str(rows)}, train={"steps": 2})
     rows.unlink()
     done = luthier("export", run.path, "--to", "adapter", "-o", tmp_path / "out", "--json")
     assert done.status == 0, done.err
@@ -175,11 +183,11 @@ def test_prompts_of_the_record_where_the_rows_are_gone(shop: Workplace, tmp_path
 
 def test_a_thinking_model_is_asked_to_think(shop: Workplace, tmp_path: Path) -> None:
     """In Luthier by what the folder remembers, elsewhere by its template's default."""
-    base = tmp_path / "thinker"
-    shutil.copytree(shop.model, base)
-    (base / "chat_template.jinja").write_text(QWEN3, encoding="utf-8")
-    settings = {"ref": str(base), "thinking": True}
-    run = shop.train("thinking", model=settings, train={"steps": 2})
+    thinker = tmp_path / "thinker"
+    shutil.copytree(shop.model, thinker)
+    (thinker / "chat_template.jinja").write_text(QWEN3, encoding="utf-8")
+    settings = {"ref": str(thinker), "thinking": True}
+    run = shop.train("export-thinking", model=settings, train={"steps": 2})
     merged = tmp_path / "merged"
     assert luthier("merge", run.path, "-o", merged).status == 0
     opened = open_ref(str(merged))
@@ -284,7 +292,7 @@ def test_a_run_or_an_output_that_will_not_do(shop: Workplace, run: RunFolder, ex
     assert luthier("export", run.path, "--to", "adapter", "-o", taken).err == (
         f"✗ {taken}: is not empty\n  → name another folder: -o DIR\n"
     )
-    young = shop.run("unborn").create()
+    young = shop.run("export-unborn").create()
     young.write_recipe(run.read_recipe())
     assert luthier("export", young.path, "--to", "gguf", "-o", shop.folder / "never").err == (
         f"✗ {young.path}: has no result yet (not started)\n"
