@@ -16,7 +16,7 @@ from tiny import QWEN3
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier.data.conversation import Message
-from luthier.export import converter, llama, record
+from luthier.export import converter, llama, merge, record
 from luthier.inference.opened import open_ref, open_run
 from luthier.report import disk
 from luthier.report.record import RunFolder
@@ -64,9 +64,6 @@ def test_what_is_measured(shop: Workplace, run: RunFolder, exports: dict[str, An
         assert figures["end_exported"] == pytest.approx(figures["end_trained"], abs=1e-4)
         kept = json.loads((shop.folder / "exports" / to / "export.json").read_text(encoding="utf-8"))
         assert kept == {key: said[key] for key in kept}
-        assert kept.keys() == {"luthier", "to", "weights", "run", "adapter_sha256", "base", "revision"} | {
-            *("made", "seconds", "figures", "files")
-        }
 
 
 def test_the_table(shop: Workplace, run: RunFolder) -> None:
@@ -205,7 +202,6 @@ def test_a_thinking_model_is_asked_to_think(shop: Workplace, tmp_path: Path) -> 
 
 def test_a_merge_that_lost_the_adapter_fails(shop: Workplace, run: RunFolder) -> None:
     folder = shop.folder / "lost"
-    from luthier.export import merge
 
     def base_only(folder: Path, run: RunFolder, **_: Any) -> Any:
         opened = merge.open_run(run, dtype="float32")
@@ -216,8 +212,8 @@ def test_a_merge_that_lost_the_adapter_fails(shop: Workplace, run: RunFolder) ->
         done = luthier("export", run.path, "--to", "merged", "-o", folder)
     assert done.status == 1
     first, fix, *_ = done.err.splitlines()
-    assert first.startswith(f"✗ {folder}, KL divergence, nats (mean): ")
-    assert first.endswith(": must be at most 0.0001")
+    found = first.removeprefix(f"✗ {folder}, KL divergence, nats (mean): ").removesuffix(": must be at most 0.0001")
+    assert float(found) > 1
     assert fix == "  → take a finer --quant, or another target: --to merged or --to adapter"
     assert not folder.exists()
     assert not list(shop.folder.glob(".lost*"))
