@@ -21,8 +21,8 @@ from luthier.inference.opened import open_ref, open_run
 from luthier.report import disk
 from luthier.report.record import RunFolder
 
-TOKENIZER = {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
-ALWAYS = {"LICENSE", "README.md", "export.json", "luthier.json", *TOKENIZER}
+ALWAYS = {"LICENSE", "README.md", "export.json", "luthier.json"}
+ALWAYS |= {"chat_template.jinja", "tokenizer.json", "tokenizer_config.json"}
 
 
 @pytest.fixture(scope="module")
@@ -201,15 +201,13 @@ def test_a_thinking_model_is_asked_to_think(shop: Workplace, tmp_path: Path) -> 
 
 
 def test_a_merge_that_lost_the_adapter_fails(shop: Workplace, run: RunFolder) -> None:
-    folder = shop.folder / "lost"
-
     def base_only(folder: Path, run: RunFolder, **_: Any) -> Any:
         opened = merge.open_run(run, dtype="float32")
         merge._save(opened.model.unload(), folder, opened)
         return mock.Mock(dtype=mock.Mock(value="float32"))
 
     with mock.patch("luthier.export.export.merge_into", base_only):
-        done = luthier("export", run.path, "--to", "merged", "-o", folder)
+        done = luthier("export", run.path, "--to", "merged", "-o", folder := shop.folder / "lost")
     assert done.status == 1
     first, fix, *_ = done.err.splitlines()
     found = first.removeprefix(f"✗ {folder}, KL divergence, nats (mean): ").removesuffix(": must be at most 0.0001")
