@@ -33,6 +33,8 @@ SURFACE = {
     "eval": ["RUN", "--json"],
     "chat": ["REF", "--prompt -p", "--compare", "--system", "--max-new-tokens", "--temperature", "--top-p", "--json"],
     "merge": ["RUN", "--output -o", "--dtype", "--json"],
+    "export": ["[RUN]", "--to", "--quant", "--output -o", "--verify", "--json"],
+    "push": ["FOLDER", "--to", "--yes", "--public", "--unverified", "--json"],
     "serve": [
         "[RUNS]", "--base", "--model -m", "--dtype", "--host", "--port", "--api-key", "--adapters", "--no-system",
         "--max-batch", "--cache", "--queue", "--max-tokens", "--max-body", "--drain", "--allow-host", "--allow-origin",

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 FILES = (
     "tests/pipeline/test_security_code.py",
     "tests/pipeline/test_security_secrets.py",
+    "tests/unit/export/test_security.py",
     "tests/unit/hub/test_security.py",
     "tests/unit/server/test_security.py",
 )

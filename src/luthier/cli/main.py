@@ -17,10 +17,12 @@ from luthier.cli.data import data
 from luthier.cli.demo import demo
 from luthier.cli.doctor import doctor
 from luthier.cli.evaluate import evaluate
+from luthier.cli.export import export
 from luthier.cli.fetch import fetch
 from luthier.cli.interrupt import interruptible
 from luthier.cli.merge import merge
 from luthier.cli.plan import plan
+from luthier.cli.push import push
 from luthier.cli.report import report
 from luthier.cli.runs import runs
 from luthier.cli.serve import serve
@@ -47,6 +49,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "chat": chat,
     "merge": merge,
+    "export": export,
+    "push": push,
     "serve": serve,
     "runs": runs,
     "report": report,

@@ -83,6 +83,11 @@ class Renderer:
         self.end_of_turn_id = self._find_end_of_turn()
         self.stop_ids = sorted({self.end_of_turn_id, *stop_ids, *_as_list(tokenizer.eos_token_id)})
 
+    @property
+    def special_tokens(self) -> Sequence[str]:
+        """What stands for something else than itself in a prompt, longest first."""
+        return self._special
+
     # --- what is sent ---------------------------------------------------------------------------------------
 
     def prompt_text(self, messages: Sequence[Message]) -> str:

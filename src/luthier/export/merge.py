@@ -13,6 +13,7 @@ import torch
 from luthier.choice import Choice
 from luthier.data.conversation import Message
 from luthier.errors import CheckFailed, Problem, RunError
+from luthier.export.template import save_tokenizer
 from luthier.hub.fetch import fetch_model
 from luthier.inference.opened import Opened, open_run
 from luthier.model import load
@@ -59,34 +60,34 @@ def merge(run: RunFolder, output: Path, *, dtype: str | None = None) -> Merged:
         RunError: the output is taken, or the run has no result.
         CheckFailed: the merged model answers otherwise than the adapter.
     """
+    check_free(output)
+    with disk.whole_folder(output) as partial:
+        merged = merge_into(partial, run, dtype=dtype, named=output)
+    return replace(merged, path=output)
+
+
+def check_free(output: Path) -> None:
+    """Raises RunError where a result would land among other files."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RunError(Problem(str(output), "is not empty", "name another folder: -o DIR"))
-    partial = disk.partial(output)
-    try:
-        return _merge_checked(run, output, partial, dtype)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _merge_checked(run: RunFolder, output: Path, partial: Path, dtype: str | None) -> Merged:
+def merge_into(folder: Path, run: RunFolder, *, dtype: str | None, named: Path) -> Merged:
+    """The checked merge, written to `folder`. `named`: what an error calls it."""
     if dtype is not None:
-        merged = _merge(run, partial, Choice(dtype, "asked for"))
+        merged = _merge(run, folder, Choice(dtype, "asked for"))
     else:
         base = fetch_model(run.read_recipe().model.ref, revision=run.read_recipe().model.revision).path
-        merged = _merge(run, partial, Choice(stored_dtype(base), "the base is published in it"))
+        merged = _merge(run, folder, Choice(stored_dtype(base), "the base is published in it"))
         if not merged.holds and merged.dtype.value != "float32":
             coarse = f"{merged.dtype.value} would change logits by up to {merged.difference:.2g}"
-            merged = _merge(run, partial, Choice("float32", coarse))
+            merged = _merge(run, folder, Choice("float32", coarse))
     if not merged.holds:
         what = (
             f"merged logits differ by up to {merged.difference:.2g}, and {merged.dtype.value} allows {merged.bound:g}"
         )
-        raise CheckFailed(Problem(str(output), what, "leave --dtype out, or use the adapter as it is"))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.is_dir():
-        output.rmdir()
-    partial.rename(output)
-    return replace(merged, path=output)
+        raise CheckFailed(Problem(str(named), what, "leave --dtype out, or use the adapter as it is"))
+    return merged
 
 
 def _merge(run: RunFolder, folder: Path, dtype: Choice[str]) -> Merged:
@@ -137,5 +138,5 @@ def _save(model: Any, folder: Path, opened: Opened) -> None:
     """Weights, tokenizer with chat template, and a generation config that stops where the template ends a turn."""
     model.generation_config.eos_token_id = opened.renderer.stop_ids
     model.save_pretrained(folder)
-    opened.renderer.tokenizer.save_pretrained(folder)
+    save_tokenizer(opened.renderer, folder)
     write_card(folder, opened.renderer, base_ref=opened.base.ref, base_folder=opened.base.path, system=opened.system)

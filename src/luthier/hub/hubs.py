@@ -6,8 +6,9 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 from luthier.errors import HubError, Problem
@@ -71,6 +72,13 @@ class Hub(Protocol):
 
     def address(self, repo: str, kind: Kind, revision: str, path: str) -> tuple[str, dict[str, str]]:
         """Where a file's content is, and the headers to ask with: the user's access token if there is one."""
+        ...
+
+    def upload(self, repo: str, folder: Path, files: Sequence[str], *, public: bool, licence: str) -> str:
+        """Files of a folder into a model repository, made (private, unless `public`) if it is not there yet.
+
+        Returns the repository's page. `licence`: its SPDX name in lower case, or "other".
+        """
         ...
 
 
@@ -138,6 +146,19 @@ def refused(hub: Hub, repo: str, kind: Kind, status: int | None) -> HubError:
     else:
         fix = f"accept its terms on {hub.endpoint} if it has any, then set {hub.token_variable} to your access token"
     return HubError(Problem(f"{hub.name}:{repo}", f"{what} (HTTP {status or 401})", fix))
+
+
+def may_not_write(hub: Hub, repo: str, status: int | None) -> HubError:
+    """The access token is not known (401), or may not write to this repository (403)."""
+    what = f"{hub.title} does not let your account write there (HTTP {status or 401})"
+    fix = f"use a name of your own, and an access token that may write ({hub.token_variable})"
+    return HubError(Problem(f"{hub.name}:{repo}", what, fix))
+
+
+def upload_failed(hub: Hub, repo: str, error: BaseException) -> HubError:
+    what = f"{hub.title} did not take it: {without_secrets(error)}"
+    fix = "check the network, and run the command again: what is there already is not sent twice"
+    return HubError(Problem(f"{hub.name}:{repo}", what, fix))
 
 
 def out_of_reach(where: str, *hubs: Hub) -> HubError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from luthier.errors import HubError, Problem
@@ -14,10 +15,12 @@ from luthier.hub.hubs import (
     RemoteFile,
     broke_off,
     endpoint_of,
+    may_not_write,
     no_listing,
     refused,
     repo_missing,
     revision_missing,
+    upload_failed,
 )
 from luthier.hub.refs import HubName
 
@@ -56,6 +59,30 @@ class HuggingFace:
         url = hf_hub_url(repo, path, repo_type=kind, revision=revision, endpoint=self.endpoint)
         headers = build_hf_headers()
         return url, {name: headers[name] for name in ("authorization",) if name in headers}
+
+    def upload(self, repo: str, folder: Path, files: Sequence[str], *, public: bool, licence: str) -> str:
+        from huggingface_hub import CommitOperationAdd, HfApi
+
+        with self._write_errors(repo):
+            api = HfApi(endpoint=self.endpoint)
+            api.create_repo(repo, private=not public, exist_ok=True)
+            additions = [CommitOperationAdd(path_in_repo=file, path_or_fileobj=folder / file) for file in files]
+            api.create_commit(repo, additions, commit_message="Upload with Luthier")
+        return f"{self.endpoint}/{repo}"
+
+    @contextlib.contextmanager
+    def _write_errors(self, repo: str) -> Iterator[None]:
+        import httpx2
+        from huggingface_hub import errors
+
+        try:
+            yield
+        except errors.HfHubHTTPError as error:
+            if error.response.status_code in (401, 403):
+                raise may_not_write(self, repo, error.response.status_code) from error
+            raise upload_failed(self, repo, error) from error
+        except (OSError, httpx2.HTTPError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise upload_failed(self, repo, error.__cause__ or error) from error
 
     @contextlib.contextmanager
     def _errors(self, repo: str, kind: Kind, revision: str) -> Iterator[None]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from luthier.hub.hubs import (
@@ -12,11 +13,13 @@ from luthier.hub.hubs import (
     RemoteFile,
     broke_off,
     endpoint_of,
+    may_not_write,
     no_listing,
     quiet,
     refused,
     repo_missing,
     revision_missing,
+    upload_failed,
 )
 from luthier.hub.refs import HubName
 
@@ -49,6 +52,32 @@ class ModelScope:
         token = client.token
         headers = {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"} if token else {}
         return url, headers
+
+    def upload(self, repo: str, folder: Path, files: Sequence[str], *, public: bool, licence: str) -> str:
+        from modelscope_hub import errors
+
+        with self._write_errors(repo):
+            api = self._api()
+            # Before the upload, which would make a public one. Its licence is Apache-2.0 unless it is said.
+            with contextlib.suppress(errors.AlreadyExistsError):
+                api.create_repo(repo, "model", visibility="public" if public else "private", license=licence)
+            for file in files:  # its upload of a folder prints a report, and hides why a file was refused
+                api.upload_file(
+                    repo, "model", folder / file, file, commit_message=f"Upload {file} with Luthier", disable_tqdm=True
+                )
+        return f"{self.endpoint}/models/{repo}"
+
+    @contextlib.contextmanager
+    def _write_errors(self, repo: str) -> Iterator[None]:
+        from modelscope_hub import errors
+
+        try:
+            with quiet("modelscope_hub"):
+                yield
+        except (errors.AuthenticationError, errors.PermissionDeniedError) as error:
+            raise may_not_write(self, repo, error.status_code) from error
+        except (errors.HubError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise upload_failed(self, repo, error) from error
 
     def _api(self) -> Any:
         from modelscope_hub import HubApi

@@ -34,8 +34,8 @@ def open_ref(ref: str, *, dtype: str = "auto") -> Opened:
     if (Path(ref) / "recipe.yaml").is_file() or (Path(ref).is_dir() and not (Path(ref) / "config.json").is_file()):
         return open_run(RunFolder.open(ref), dtype=dtype)
     card = Path(ref) / CARD
-    system = read_card(Path(ref))["system"] if card.is_file() else None  # a merged model remembers it
-    return _open(ModelSettings(ref=ref), system, None, dtype)
+    kept = read_card(Path(ref)) if card.is_file() else {}  # a merged model remembers how it was asked
+    return _open(ModelSettings(ref=ref, thinking=kept.get("thinking")), kept.get("system"), None, dtype)
 
 
 def open_run(run: RunFolder, *, dtype: str = "auto") -> Opened:

@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from uploads import Uploads
+
 LARGE = 1000  # from this size on a file has a SHA-256 in the listing of Hugging Face, below it a git blob id
 
 
@@ -49,6 +51,11 @@ class Standin:
     stopped: threading.Event = field(default_factory=threading.Event)
     content_types: dict[str, str] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
+    created: dict[str, dict[str, object]] = field(default_factory=dict)  # by an upload: repository, how it was made
+    pushed: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    writes: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, authorization
+    write_faults: dict[str, int] = field(default_factory=dict)  # what a path ends with: status
     hanging: threading.Event | None = None
     etags: bool = True
     _scheme: str = "http"
@@ -108,7 +115,7 @@ def commit(files: dict[str, bytes]) -> str:
     return hashlib.sha1(repr(sorted(files)).encode()).hexdigest()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Uploads, BaseHTTPRequestHandler):
     hub: Standin
     protocol_version = "HTTP/1.1"
 
@@ -242,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body[:send])
         if send is not None and send < len(body):
             self.close_connection = True

