@@ -88,9 +88,11 @@ def luthier(*arguments: object, typed: str = "") -> Done:
 
 def luthier_process(*arguments: object, start: Sequence[str] = ("-m", "luthier")) -> subprocess.Popen[str]:
     """`python -m luthier ARGUMENTS…` in a process of its own; `start` is another script or module for it."""
+    # Not the tracker process of a run in this one.
+    own = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     return subprocess.Popen(
         [sys.executable, *start, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(SRC), "PYTHONUTF8": "1"},
+        env={**own, "PYTHONPATH": str(SRC), "PYTHONUTF8": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from driver import SRC
 
 CTRL_C = b"\x03"
+PATIENCE = 120  # seconds without a sign
 
 
 class Terminal:
@@ -50,6 +52,7 @@ class Terminal:
         return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", last).replace("\r", "").splitlines()]
 
     def _read(self) -> bool:
+        assert select.select([self._keyboard], [], [], PATIENCE)[0], f"nothing more after {self.text()[-500:]}"
         try:
             new = os.read(self._keyboard, 1 << 16)
         except OSError:  # Linux's way to say that the other end was closed
@@ -59,7 +62,7 @@ class Terminal:
 
 
 @contextmanager
-def in_terminal(*arguments: object, columns: int = 100, **environment: str) -> Iterator[Terminal]:
+def in_terminal(*arguments: object, columns: int = 240, **environment: str) -> Iterator[Terminal]:
     """`luthier ARGUMENTS…` in a terminal of so many columns."""
     import fcntl
     import pty

@@ -116,7 +116,8 @@ def test_eval_of_rows_that_have_changed(shop: Workplace, run: RunFolder) -> None
 def test_a_run_without_a_result(shop: Workplace) -> None:
     run = shop.run("young").create()
     run.write_recipe(shop_recipe(shop))
-    run.log({"event": "start", "step": 0, "total_steps": 9, "resumed": False})
+    start = {"schema": 1, "total_steps": 9, "resumed": False, "flops_per_second": None}
+    run.log({"event": "start", "step": 0, **start})
     run.log({"event": "stop", "step": 4, "reason": "Ctrl-C"})
     for command in (("eval", run.path), ("chat", run.path, "-p", "?"), ("merge", run.path, "-o", shop.folder / "no")):
         done = luthier(*command)

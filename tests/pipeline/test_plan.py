@@ -40,8 +40,8 @@ def test_the_parts_of_a_recipe(shop: Workplace) -> None:
 def test_tokens_are_those_that_the_run_computes(shop: Workplace) -> None:
     """Planned from the real rows and the real cut: to the token."""
     recipe = {"train": {"epochs": 2, "batch_size": 8, "micro_batch_tokens": 100}}
-    found = planned(shop, "tokens", **recipe)
-    run = shop.train("tokens", **recipe)
+    found = planned(shop, "tokens-planned", **recipe)
+    run = shop.train("tokens-planned", **recipe)
     result = (run.record() or {})["result"]
     first = [event for event in events(run, "step") if event["epoch"] <= 1]
     assert found["tokens"]["real"] == sum(event["tokens"] for event in first)

@@ -269,7 +269,7 @@ def test_a_corrected_recipe_starts_where_the_wrong_one_was_refused(shop: Workpla
     refused(shop, "corrected", adapter={"targets": ["xyz"]})
     run = shop.train("corrected", train={"steps": 1})
     kinds = [event["event"] for event in run.events()]
-    assert kinds == ["start", "evaluation", "sample", "step", "evaluation", "sample", "save", "finish"]
+    assert kinds == ["start", "plan", "evaluation", "sample", "step", "evaluation", "sample", "save", "finish"]
 
 
 def test_an_error_as_json(shop: Workplace) -> None:

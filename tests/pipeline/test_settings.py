@@ -69,10 +69,11 @@ def test_the_plain_engine_gives_the_same_losses(shop: Workplace, usual: RunFolde
 
 
 NO_REHEARSAL = mock.patch.object(LuthierTrainer, "rehearse")
+NO_PLAN = mock.patch("luthier.training.forecast.plan.before_training", return_value=None)
 
 
 def test_gradient_checkpointing_gives_the_same_losses(shop: Workplace, usual: RunFolder) -> None:
-    with NO_REHEARSAL, mock.patch("transformers.modeling_utils.checkpoint", wraps=checkpoint) as recomputed:
+    with NO_REHEARSAL, NO_PLAN, mock.patch("transformers.modeling_utils.checkpoint", wraps=checkpoint) as recomputed:
         run = trained(shop, "checkpointing", gradient_checkpointing=True)
     assert losses(run) == close_to(losses(usual))
     assert run.read_resolved()["train.gradient_checkpointing"].value == 2
@@ -80,7 +81,7 @@ def test_gradient_checkpointing_gives_the_same_losses(shop: Workplace, usual: Ru
 
 
 def test_one_layer_recomputed_gives_the_same_losses(shop: Workplace, usual: RunFolder) -> None:
-    with NO_REHEARSAL, mock.patch("transformers.modeling_utils.checkpoint", wraps=checkpoint) as recomputed:
+    with NO_REHEARSAL, NO_PLAN, mock.patch("transformers.modeling_utils.checkpoint", wraps=checkpoint) as recomputed:
         run = trained(shop, "one-layer", gradient_checkpointing=1)
     assert losses(run) == close_to(losses(usual))
     assert recomputed.call_count == 3

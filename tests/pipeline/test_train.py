@@ -81,10 +81,11 @@ def test_what_a_person_reads_goes_to_standard_error(first: Done, run: RunFolder)
         f"held-out loss {loss:.2f} at step {step}"
         for step, loss in ((e["step"], e["heldout_loss"]) for e in events(run, "evaluation"))
     ] + ["saved checkpoints/checkpoint-6"]
-    assert lines[-3:] == [
+    assert lines[-4:] == [
         f"report   {run.report_file}",
         f"chat     luthier chat {run.path}",
-        f"merge    luthier merge {run.path} -o merged",
+        f"serve    luthier serve {run.path} --base",
+        f"export   luthier export {run.path} --to merged -o merged",
     ]
 
 

@@ -44,7 +44,7 @@ def test_fresh_starts_over(shop: Workplace, done_recipe: dict[str, Any]) -> None
     assert (done.status, done.err) == (0, "")
     assert run.read_recipe().train.seed == 1
     assert not run.evaluation_file.exists()
-    assert [event["event"] for event in run.events()] == ["start", "step", "save", "finish"]
+    assert [event["event"] for event in run.events()] == ["start", "plan", "step", "save", "finish"]
 
 
 def test_fresh_keeps_the_old_run_until_the_new_one_can_begin(shop: Workplace, done_recipe: dict[str, Any]) -> None:

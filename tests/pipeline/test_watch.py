@@ -136,7 +136,7 @@ def test_a_run_in_another_process_to_its_end(shop: Workplace) -> None:
         assert finished(luthier_process("train", shop.recipe("seen", train={"epochs": 2}))).status == 0
         assert watcher.end() == 0
     title, bar, *facts, end = watcher.last_drawn()
-    assert title == f"seen  {shop.model}"[:100]
+    assert title == f"seen  {shop.model}"
     assert re.fullmatch(r"━+ +6/6  100 %  trained", bar)
     assert [fact.split("  ")[0] for fact in facts if not fact.startswith(" ")] == [
         "loss", "held-out loss", "speed", "memory", "checkpoint", "question", "at step 0", "at step 6",

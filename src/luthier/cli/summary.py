@@ -26,7 +26,8 @@ def show_run(run: RunFolder) -> None:
     console.say()
     console.say(f"report   {run.report_file}")
     console.say(f"chat     {console.command(f'chat {run.path}')}")
-    console.say(f"merge    {console.command(f'merge {run.path} -o merged')}")
+    console.say(f"serve    {console.command(f'serve {run.path} --base')}")
+    console.say(f"export   {console.command(f'export {run.path} --to merged -o merged')}")
     console.result({"ok": True, "run": str(run.path), **record})
 
 
