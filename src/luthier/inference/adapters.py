@@ -54,8 +54,15 @@ class Adapters:
     def only(self, key: str | None) -> Iterator[None]:
         """The model with one adapter, or with none."""
         if key is None:
-            with self.model.disable_adapter() if self.loaded else contextlib.nullcontext():
+            if not self.loaded:
                 yield
+                return
+            # PEFT's own context describes every layer of the model first, which takes longer than a token.
+            self.model.base_model.disable_adapter_layers()
+            try:
+                yield
+            finally:
+                self.model.base_model.enable_adapter_layers()
         else:
             if self.model.active_adapter != key:
                 self.model.set_adapter(key)
