@@ -21,10 +21,11 @@ HOLES = 0.28
 """glibc keeps freed blocks below 32 MB, and asks for aligned ones that do not fit into them again. Holes came to this
 share of what all layers keep, recomputed or not: SmolLM2 in float32, 512 and 1024 tokens at once."""
 
-KERNELS, SHAPES = 1_450_000_000, 36
+KERNELS, SHAPES = 1_450_000_000, 45
 """In bfloat16, oneDNN writes a program for each shape that it multiplies and keeps the last 1,024: with them and the
-holes between, this many bytes more, two thirds of them after SHAPES micro-batches. SmolLM2 over 40 steps came to 3.2
-and 2.7 GB at 1024 and 512 tokens at once, where this says 3.0 and 2.7; over 30 with layers recomputed, 2.3 for 2.3."""
+holes between, this many bytes more, two thirds of them after SHAPES micro-batches. Fitted to ten runs of SmolLM2 with 6
+and 48 steps: after 15, 22 and 55 micro-batches 0.3, 0.5 to 0.8 and 0.8 GB, where this says 0.4, 0.6 and 1.0. Wider
+models take more: 0.8 and 1.0 GB after 15 and 10 micro-batches of Qwen3 0.6B."""
 OF_ANSWERS = 2  # micro-batches that writing answers is like
 
 

@@ -103,12 +103,13 @@ def key(config: Any, workload: Workload, engine: Engine, **facts: Any) -> str:
 
 
 def kept(name: str, device: str, dtype: str) -> Rates | None:
-    """What an earlier command measured; None where the machine is now faster or slower at plain products."""
+    """What an earlier command measured, at the speed that plain products have now; None where that is far from then."""
     try:
         found = Rates.from_json(json.loads(_file(name).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if abs(_products(device, dtype) / max(found.products, 1.0) - 1) <= SAME_SPEED else None
+    then, now = max(found.products, 1.0), _products(device, dtype)
+    return found.scaled(then / now) if now and abs(now / then - 1) <= SAME_SPEED else None
 
 
 def keep(name: str, rates: Rates) -> None:
