@@ -105,7 +105,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Bytes that there are; the libraries are taken to need none."""
     there = {"bytes": 10**12}
     monkeypatch.setattr(planning, "room_now", lambda device: Room(there["bytes"], there["bytes"]))
-    monkeypatch.setattr(planning.memory, "runtime_bytes", lambda: 0)
+    monkeypatch.setattr(planning, "resident_bytes", lambda: 0)
     monkeypatch.setattr(planning.memory, "LATER", 0)
     monkeypatch.setattr(planning.memory, "leaves_holes", lambda: False)
     return there

@@ -27,13 +27,17 @@ def ends(example: Example, end_of_turn_id: int) -> list[int]:
     ]
 
 
+def chosen(examples: Sequence[Example]) -> Sequence[Example]:
+    """Those that are measured."""
+    return examples[:: max(1, len(examples) // ROWS)][:ROWS]
+
+
 def end_probability(model: Any, renderer: Renderer, examples: Sequence[Example]) -> float | None:
     """The mean probability, over the ends of turns, that the next token is one that ends an answer.
 
     None where no row has such a place (plain text cut into pieces).
     """
-    chosen = examples[:: max(1, len(examples) // ROWS)][:ROWS]
-    found = [_probabilities(model, renderer, example) for example in chosen]
+    found = [_probabilities(model, renderer, example) for example in chosen(examples)]
     flat = [probability for some in found for probability in some]
     return sum(flat) / len(flat) if flat else None
 

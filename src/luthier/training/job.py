@@ -61,7 +61,7 @@ def prepare_job(recipe: Recipe, began_with: Mapping[str, Choice[Any]] | None = N
     base, renderer = open_model(recipe, choices)
     data, _, _ = all_of(
         lambda: _prepare_data(recipe, base, renderer, choices),
-        lambda: _pick_device(recipe, choices, began_with),
+        lambda: pick_device(recipe, choices, began_with),
         lambda: adapters.check_targets(base.path, recipe.adapter, recipe.model),
     )
     runtime = resident_bytes()
@@ -130,7 +130,7 @@ def open_model(recipe: Recipe, choices: dict[str, Choice[Any]]) -> tuple[LocalMo
     return base, load.make_renderer(base.path, tokenizer, thinking.value)
 
 
-def _pick_device(recipe: Recipe, choices: dict[str, Choice[Any]], began_with: Mapping[str, Choice[Any]]) -> None:
+def pick_device(recipe: Recipe, choices: dict[str, Choice[Any]], began_with: Mapping[str, Choice[Any]]) -> None:
     with takeover.as_it_began(began_with):
         device = choices["model.device"] = compute.pick_device(recipe.model.device)
         choices["model.dtype"] = compute.pick_dtype(device.value, recipe.model.dtype)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from luthier.data.prepare import Prepared
 from luthier.errors import RecipeError
 from luthier.hardware import compute
 from luthier.recipe.schema import Recipe
@@ -60,13 +59,29 @@ def with_settings(recipe: Recipe, settings: Settings) -> Recipe:
     )
 
 
-def _fewer_tokens(recipe: Recipe, planned: Plan, forecast: Forecast) -> Iterator[Change]:
-    """Smaller micro-batches: the steps stay the same."""
+def _fewer_tokens(recipe: Recipe, planned: Plan, forecast: Forecast, also: Settings | None = None) -> Iterator[Change]:
+    """Smaller micro-batches, as large as fit: the steps stay the same.
 
-    def settings(tokens: int) -> Settings:
-        return {"train.micro_batch_tokens": tokens, "train.gradient_accumulation_steps": "auto"}
+    Found in steps of a 32nd, no further than a row goes.
+    """
+    offer = _offer(recipe, planned, forecast)
 
-    yield from _largest(recipe, planned, forecast, settings, planned.tokens - 1)
+    def with_tokens(tokens: int) -> Change | None:
+        cut = {"train.micro_batch_tokens": tokens, "train.gradient_accumulation_steps": "auto"}
+        return offer({**(also or {}), **cut})
+
+    low, high = 1, planned.tokens - 1
+    best = with_tokens(low)
+    if best is None:
+        return
+    while high - low > max(1, high // 32):
+        middle = (low + high) // 2
+        tried = with_tokens(middle)
+        if tried is None:
+            high = middle
+        else:
+            low, best = middle, tried
+    yield best
 
 
 def _recomputed(recipe: Recipe, planned: Plan, forecast: Forecast) -> Iterator[Change]:
@@ -88,12 +103,7 @@ def _recomputed(recipe: Recipe, planned: Plan, forecast: Forecast) -> Iterator[C
 
 def _both(recipe: Recipe, planned: Plan, forecast: Forecast) -> Iterator[Change]:
     """All layers run again, and smaller micro-batches: where neither alone is enough."""
-
-    def settings(tokens: int) -> Settings:
-        again = {"train.gradient_checkpointing": True, "train.gradient_accumulation_steps": "auto"}
-        return {**again, "train.micro_batch_tokens": tokens}
-
-    yield from _largest(recipe, planned, forecast, settings, planned.tokens - 1)
+    yield from _fewer_tokens(recipe, planned, forecast, {"train.gradient_checkpointing": True})
 
 
 def _bfloat16(recipe: Recipe, planned: Plan, forecast: Forecast) -> Iterator[Change]:
@@ -126,11 +136,11 @@ def _shorter_rows(recipe: Recipe, planned: Plan, forecast: Forecast) -> Iterator
             "train.micro_batch_tokens": length,
             "train.gradient_accumulation_steps": "auto",
         }
-        shorter = Prepared(**{**vars(data), "train": kept})
+        shorter = replace(data, train=kept)
         made = _offer(recipe, planned, forecast.of(shorter))(settings)
         if made is not None:
             lost = f"{len(data.train) - len(kept):,} of {len(data.train):,} rows are left out"
-            yield Change(made.settings, made.recipe, made.plan, made.slower, lost)
+            yield replace(made, loses=lost)
             return
 
 
@@ -152,29 +162,7 @@ def _offer(
             return None
         if not plan.fits:
             return None
-        before, after = planned.token_seconds, plan.token_seconds
-        slower = None
-        if planned.seconds and plan.seconds and before and after:
-            slower = plan.seconds.steps / planned.seconds.steps
+        slower = plan.seconds.steps / planned.seconds.steps if planned.seconds and plan.seconds else None
         return Change(settings, changed, plan, slower)
 
     return offer
-
-
-def _largest(
-    recipe: Recipe, planned: Plan, forecast: Forecast, settings: Callable[[int], Settings], most: int
-) -> Iterator[Change]:
-    """With the most tokens at once that fit: in steps of a 32nd, no further than a row goes."""
-    offer = _offer(recipe, planned, forecast)
-    low, high = 1, most
-    best = offer(settings(low))
-    if best is None:
-        return
-    while high - low > max(1, high // 32):
-        middle = (low + high) // 2
-        tried = offer(settings(middle))
-        if tried is None:
-            high = middle
-        else:
-            low, best = middle, tried
-    yield best

@@ -10,13 +10,13 @@ from typing import Any
 from luthier import console
 from luthier.model import load
 from luthier.recipe.schema import AdapterSettings
-from luthier.training.forecast.memory import CONTEXT, KERNELS, LATER, MOMENTS
+from luthier.training.forecast.memory import MANY, memory
 from luthier.training.forecast.sketch import Sketch
 from luthier.training.forecast.workload import imagined
 
 ROW = 2048  # tokens: one such row at a time
 GIB = 1 << 30
-RUNTIME = 500_000_000 + LATER  # of Python with torch and transformers on a CPU
+RUNTIME = 500_000_000  # of Python with torch and transformers
 SYSTEM = 3 * GIB  # of a computer without a card, for all that is not Luthier
 
 
@@ -66,11 +66,11 @@ def needs(model: dict[str, Any]) -> Needs:
     peaks, weights = {}, 0
     for device in ("cuda", "cpu"):
         sketch = Sketch(config, AdapterSettings(), dtype="bfloat16", device=device)
-        frozen, adapter, weights = sketch.sizes
+        *_, weights = sketch.sizes
         for again in (False, True):
             taken = sketch.take(batch, sketch.layers if again else 0)
-            beside = CONTEXT if device == "cuda" else RUNTIME + KERNELS
-            peaks[device, again] = frozen + (2 + MOMENTS) * adapter + taken.total + beside
+            found = memory(device, sketch.sizes, taken, stored=0, runtime=RUNTIME, shapes=MANY, half=True)
+            peaks[device, again] = found.peak
     return Needs(model["name"], weights, peaks)
 
 

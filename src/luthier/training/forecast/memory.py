@@ -8,7 +8,6 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.hardware.memory import resident_bytes
 from luthier.training.forecast.sketch import Taken
 
 MOMENTS = 2  # of AdamW, beside each weight of the adapter and its gradient
@@ -27,6 +26,7 @@ holes between, this many bytes more, two thirds of them after SHAPES micro-batch
 and 48 steps: after 15, 22 and 55 micro-batches 0.3, 0.5 to 0.8 and 0.8 GB, where this says 0.4, 0.6 and 1.0. Wider
 models take more: 0.8 and 1.0 GB after 15 and 10 micro-batches of Qwen3 0.6B."""
 OF_ANSWERS = 2  # micro-batches that writing answers is like
+MANY = 10**6  # micro-batches of a run that nothing is known of
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,3 @@ def allocator(kept: int, shapes: int, *, half: bool) -> dict[str, int]:
 
 def leaves_holes() -> bool:
     return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
-
-
-def runtime_bytes() -> int:
-    """What this process holds before any weights are there."""
-    return resident_bytes()

@@ -29,8 +29,6 @@ from luthier.training.forecast.seconds import READ_PER_SECOND, Seconds, seconds
 from luthier.training.forecast.sketch import Sketch
 from luthier.training.forecast.workload import Piece, Workload, cut_of, imagined, workload
 
-SMALLEST_SHARE = 0.5  # of the free memory: what the rehearsed layers may take
-
 
 @dataclass(frozen=True)
 class Room:
@@ -64,15 +62,8 @@ class Plan:
     def fits(self) -> bool:
         return self.memory.peak <= self.room.device and sum(self.memory.host.values()) <= self.room.host
 
-    @property
-    def token_seconds(self) -> float | None:
-        """Of a token that the layers compute."""
-        if self.seconds is None or self.work is None:
-            return None
-        return self.seconds.steps / max(1, sum(piece.tokens for piece in self.work.pieces))
-
     def to_json(self) -> dict[str, Any]:
-        """As `plan.json` of a run's folder and `luthier plan --json` have it. Bytes and seconds."""
+        """As the `plan` event of a run and `luthier plan --json` have it. Bytes and seconds."""
         work = self.work
         return {
             "model": self.model,
@@ -218,28 +209,26 @@ def of_recipe(recipe: Recipe, began: float) -> tuple[Plan, Forecast, dict[str, A
     choices: dict[str, Choice[Any]] = {}
     config, folder = subject.read_config(recipe.model)
     data = subject.read_rows(recipe, folder, choices)
-    job._pick_device(recipe, choices, {})
+    job.pick_device(recipe, choices, {})
     device, dtype = choices["model.device"].value, choices["model.dtype"].value
     torch.set_num_threads(choices["threads"].value)
     free, reading = room_now(device), time.perf_counter() - began
     forecast = Forecast(
-        config, recipe.model.ref, data, device, memory.runtime_bytes(),
+        config, recipe.model.ref, data, device, resident_bytes(),
         lambda: reading, "plain" if recipe.train.engine == "plain" else "flat",
         share=recipe.adapter.dropout == 0 and not has_dropout(_Only(config)), free=free,
     )  # fmt: skip
 
-    def measure(work: Workload) -> Rates | None:
+    def measure(work: Workload) -> Rates:
         engine = forecast.sketch(recipe, dtype).engine
         name = rates.key(config, work, engine, **_facts(recipe, device, dtype, forecast.engine))
-        if (found := rates.kept(name, device, dtype)) is not None:
-            return found
-        console.say("Rehearsing a few layers …")
+        return rates.of(name, device, dtype, lambda: rehearse(work))
+
+    def rehearse(work: Workload) -> Rates:
+        assert data is not None
         model = rates.short_model(config, dtype=dtype, device=device, remote_code=recipe.model.trust_remote_code)
         model = adapters.attach(model, recipe.adapter)
-        assert data is not None
-        timed = rates.measure(model, pick_engine(model, data.train, asked=recipe.train.engine).value, work, dtype)
-        rates.keep(name, timed)
-        return timed
+        return rates.measure(model, pick_engine(model, data.train, asked=recipe.train.engine).value, work, dtype)
 
     planned = forecast.plan(recipe, dtype, measure)
     lengths = None
@@ -262,16 +251,15 @@ def of_job(made: job.Job, began: float) -> Plan:
 
     def measure(work: Workload) -> Rates:
         name = rates.key(model.config, work, engine, **_facts(recipe, device, dtype, engine.name))
-        found = rates.kept(name, device, dtype)
-        if found is None:
-            console.say("Rehearsing a few layers …")
-            recomputed = [layer for layer in activations.decoder_layers(model) if layer.gradient_checkpointing]
-            for layer in recomputed:
-                layer.gradient_checkpointing = False  # type: ignore[assignment]
-            found = rates.measure(model, engine, work, dtype)
-            for layer in recomputed:
-                layer.gradient_checkpointing = True  # type: ignore[assignment]
-            rates.keep(name, found)
+        return rates.of(name, device, dtype, lambda: rehearse(work))
+
+    def rehearse(work: Workload) -> Rates:
+        recomputed = [layer for layer in activations.decoder_layers(model) if layer.gradient_checkpointing]
+        for layer in recomputed:
+            layer.gradient_checkpointing = False  # type: ignore[assignment]
+        found = rates.measure(model, engine, work, dtype)
+        for layer in recomputed:
+            layer.gradient_checkpointing = True  # type: ignore[assignment]
         return found
 
     return forecast.plan(recipe, dtype, measure)
@@ -303,7 +291,7 @@ def _facts(recipe: Recipe, device: str, dtype: str, engine: str) -> dict[str, An
 def _shapes(work: Workload | None, dearest: int) -> int:
     """Micro-batches of a run, each of which is likely of a size of its own. Of a run that nothing is known of: many."""
     if work is None:
-        return 10**6
+        return memory.MANY
     answered = memory.OF_ANSWERS if work.questions else 0
     return len(work.pieces) + len(work.heldout) + len(work.samples) + dearest + answered
 

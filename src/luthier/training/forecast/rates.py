@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from luthier import console
 from luthier.data.render import Example
 from luthier.engine.engines import Engine, PlainEngine, install
 from luthier.engine.instance import evaluating, in_mode
@@ -51,6 +52,10 @@ class Timed:
     backward: float
     outside: float
 
+    def scaled(self, share: float) -> Timed:
+        forward, backward, outside = (share * each for each in (self.forward, self.backward, self.outside))
+        return Timed(self.tokens, self.labels, forward, backward, outside)
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -72,14 +77,12 @@ class Rates:
         return dataclasses.asdict(self)
 
     def scaled(self, share: float) -> Rates:
-        """A guess at another dtype, whose products take this share of the time: all else is taken to follow them."""
-        timed = [
-            dataclasses.replace(
-                each, forward=each.forward * share, backward=each.backward * share, outside=each.outside * share
-            )
-            for each in (*self.steps, self.heldout)
-        ]
-        return dataclasses.replace(self, steps=timed[:-1], heldout=timed[-1], products=self.products / share)
+        """Where plain products take this share of the time: in another dtype, or on the machine as it is now.
+
+        Micro-batches are taken to follow them.
+        """
+        steps, heldout = [each.scaled(share) for each in self.steps], self.heldout.scaled(share)
+        return dataclasses.replace(self, steps=steps, heldout=heldout, products=self.products / share)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Rates:
@@ -100,6 +103,16 @@ def key(config: Any, workload: Workload, engine: Engine, **facts: Any) -> str:
         "questions": workload.questions,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def of(name: str, device: str, dtype: str, rehearse: Callable[[], Rates]) -> Rates:
+    """What was kept under this name, else what `rehearse` measures now, which is kept."""
+    found = kept(name, device, dtype)
+    if found is None:
+        console.say("Rehearsing a few layers …")
+        found = rehearse()
+        keep(name, found)
+    return found
 
 
 def kept(name: str, device: str, dtype: str) -> Rates | None:

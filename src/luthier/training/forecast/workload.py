@@ -106,7 +106,7 @@ def workload(
         saves=math.ceil(total / save_steps),
         questions=len(asked),
         prompt_tokens=len(asked) * max(prompts[: answers.HELDOUT_SHOWN], default=32),
-        ending_tokens=sum(len(row.input_ids) for row in heldout[:: max(1, len(heldout) // ending.ROWS)][: ending.ROWS]),
+        ending_tokens=sum(len(row.input_ids) for row in ending.chosen(heldout)),
         real=[sum(len(row.input_ids) for row in step) for step in rows],
         padded=sum(len(step) * max(len(row.input_ids) for row in step) for step in rows),
     )
