@@ -39,7 +39,7 @@ def checkout(tmp_path: Path) -> Path:
     for name in ("start.py", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "src/luthier/hardware", tmp_path / "src/luthier/hardware")
-    for name in ("__init__.py", "errors.py", "secrets.py"):
+    for name in ("__init__.py", "errors.py", "install_view.py", "secrets.py"):
         shutil.copy(ROOT / "src/luthier" / name, tmp_path / "src/luthier")
     return tmp_path
 
