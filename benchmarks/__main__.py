@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import random
 import statistics
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from benchmarks import jobs
+from benchmarks.command import run_command
 from benchmarks.contenders import CONTENDERS
 from benchmarks.harness import Entry, make_task, race
 from benchmarks.jobs import JOBS, Job
@@ -22,7 +22,7 @@ from benchmarks.models import model_folder
 from benchmarks.tables import BRIEF_COLUMNS, JobReport, brief, write
 from benchmarks.task import Task, num_labels
 from luthier import console
-from luthier.errors import CheckFailed, InputError, LuthierError, Problem
+from luthier.errors import CheckFailed, InputError, Problem
 
 USUAL = ("tutorial@float32", "tutorial", "expert", "plain", "flat", "limit")
 
@@ -155,9 +155,4 @@ def heading(task: Task, job: Job, origin: str) -> str:
 
 
 if __name__ == "__main__":
-    console.set_up_streams()
-    try:
-        typer.run(bench)
-    except LuthierError as error:
-        console.fail(error)
-        sys.exit(error.exit_status)
+    run_command(bench)

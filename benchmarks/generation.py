@@ -16,7 +16,6 @@ import copy
 import dataclasses
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,12 +24,13 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.command import run_command
 from benchmarks.machine import describe
 from benchmarks.models import model_folder
 from benchmarks.rows import dialogue
 from luthier import console
 from luthier.choice import Choice
-from luthier.errors import InputError, LuthierError, Problem
+from luthier.errors import InputError, Problem
 from luthier.inference.opened import Opened, open_ref
 
 WAYS = (
@@ -239,9 +239,4 @@ KINDS: dict[str, Callable[[Opened, str, Path | None], contextlib.AbstractContext
 
 
 if __name__ == "__main__":
-    console.set_up_streams()
-    try:
-        typer.run(bench)
-    except LuthierError as error:
-        console.fail(error)
-        sys.exit(error.exit_status)
+    run_command(bench)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -307,7 +308,7 @@ def test_without_llama_cpp_there_is_no_q4_k_m(shop: Workplace, run: RunFolder, m
     assert (done.status, done.err) == (
         2,
         "✗ --quant q4_k_m: is made by llama.cpp, and llama-cpp-python is not installed\n"
-        '  → pip install "luthier[gguf]" (it is compiled then, with a C++ compiler), '
+        f'  → "{sys.executable}" -m pip install llama-cpp-python (it is compiled then, with a C++ compiler), '
         "or --quant q8_0 or f16, which need neither\n",
     )
 

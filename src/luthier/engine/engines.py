@@ -164,14 +164,18 @@ def _padded(rows: list[list[int]], value: int) -> Tensor:
 def install(model: Any, engine: Engine) -> None:
     """Makes this model instance compute as the engine needs it, and undoes what another one changed."""
     restore(model)
-    # Stock attention is SDPA, or eager where the model's own is more than that (Gemma 2: soft-capped scores).
-    model.set_attn_implementation("eager" if needs_eager(model) else "sdpa")
+    model.set_attn_implementation(stock_attention(model))
     engine.prepare(model)
 
 
 def _causal(model: Any) -> Any:
     """The causal model itself, below an adapter's wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def stock_attention(model: Any) -> str:
+    """SDPA, or eager where the model's own is more than that (Gemma 2: soft-capped scores)."""
+    return "eager" if needs_eager(model) else "sdpa"
 
 
 def needs_eager(model: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -46,6 +47,12 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """`in_mode`, as a model is asked: nothing is dropped."""
     return in_mode(model, training=False)
+
+
+def takes_logits_to_keep(model: Any) -> bool:
+    """Whether logits can be had of some tokens alone: a row's whole [T, vocabulary] may be more than memory holds."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(causal.forward).parameters
 
 
 def output_and_gradient(forward: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

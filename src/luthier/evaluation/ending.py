@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from luthier.data.render import IGNORE, Example, Renderer
-from luthier.engine.instance import evaluating
+from luthier.engine.instance import evaluating, takes_logits_to_keep
 
 ROWS = 32  # measured, spread over the held-out ones
 
@@ -49,8 +48,7 @@ def _probabilities(model: Any, renderer: Renderer, example: Example) -> list[flo
     before = torch.tensor(places, device=model.device) - 1
     input_ids = torch.tensor([example.input_ids], device=model.device)
     with evaluating(model), torch.no_grad():
-        # Logits only where they are needed: a row's whole [T, vocabulary] may be more than the memory holds.
-        if "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters:
+        if takes_logits_to_keep(model):
             logits = model(input_ids=input_ids, logits_to_keep=before, use_cache=False).logits[0]
         else:
             logits = model(input_ids=input_ids, use_cache=False).logits[0, before]

@@ -77,11 +77,8 @@ def licence_name(folder: Path) -> str:
 def _licence_of(folder: Path) -> dict[str, str]:
     """The licence as a model's own card names it."""
     file = folder / "README.md"
-    front = (
-        re.match(r"---\s*\n(.*?)\n---", file.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-        if (file.is_file())
-        else None
-    )
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
     try:
         said = yaml.safe_load(front[1]) if front else None
     except yaml.YAMLError:

@@ -94,6 +94,7 @@ def _failure(folder: Path, said: str) -> InputError | CheckFailed | OSError:
     if "BPE pre-tokenizer was not recognized" in said:
         what = "llama.cpp does not know this model's tokenizer (its pre-tokenizer was not recognized)"
         return ModelError(Problem(WHERE, what, other))
+    # Its two ways to say that it does not know an architecture.
     if "is not supported" in said or "NotImplementedError" in said:
         return ModelError(Problem(WHERE, f"llama.cpp does not run this model: {lines[-1][:300]}", other))
     return CheckFailed(Problem(WHERE, f"broke off: {lines[-1][:300]}", other))

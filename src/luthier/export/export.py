@@ -145,9 +145,7 @@ def in_words(output: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if disk.is_full(error):
-            free = words.size(disk.free_bytes(output))
-            wanted = f"{error.what} needs {words.size(error.needed)}, and " if isinstance(error, disk.DiskFull) else ""
-            what = f"the disk is full: {wanted}{free} are free"
+            what = disk.fullness(error, output)
             raise RunError(Problem(str(output), what, "make room there, or name a folder elsewhere: -o DIR")) from error
         raise
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from luthier.errors import InputError, Problem
 from luthier.export.runtimes import RawMessages
 
-INSTALL = 'pip install "luthier[gguf]"'
+INSTALL = f'"{sys.executable}" -m pip install llama-cpp-python'
 """It is compiled on installation, which takes a C++ compiler and minutes."""
 
 

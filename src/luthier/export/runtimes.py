@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import inspect
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from luthier.engine.instance import takes_logits_to_keep
 
 RawMessages = Sequence[dict[str, str]]
 
@@ -70,9 +71,7 @@ class Transformers:
 def next_logprobs(model: Any, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> torch.Tensor:
     """[A, V] float32 on the CPU. See `Runtime.logprobs`."""
     ids = torch.tensor([[*prompt_ids, *answer_ids[:-1]]], device=model.device)
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    few = "logits_to_keep" in inspect.signature(plain.forward).parameters
-    options = {"logits_to_keep": len(answer_ids)} if few else {}
+    options = {"logits_to_keep": len(answer_ids)} if takes_logits_to_keep(model) else {}
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False, **options).logits[0, -len(answer_ids) :]
     return torch.as_tensor(logits.float().log_softmax(-1).cpu())

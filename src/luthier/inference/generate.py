@@ -24,8 +24,8 @@ def answer_all(
     model: Any, renderer: Renderer, prompts: Sequence[Sequence[Message]], *, max_new_tokens: int
 ) -> list[str]:
     """The greedy answer to each prompt, with the model's adapter if it has one."""
-    adapter = next(iter(Adapters(model).loaded), None)
-    return _texts(renderer, _answers(model, renderer, [(prompt, adapter) for prompt in prompts], max_new_tokens))
+    asked = [(prompt, _adapter(model)) for prompt in prompts]
+    return _texts(renderer, _answers(model, renderer, asked, max_new_tokens))
 
 
 def begin_answer(
@@ -37,8 +37,7 @@ def begin_answer(
     given_up: Callable[[], bool] = lambda: False,
 ) -> tuple[str, int]:
     """The first tokens of the greedy answer, and how many they are; it ends where `given_up` says so."""
-    adapter = next(iter(Adapters(model).loaded), None)
-    found = _answers(model, renderer, [(prompt, adapter)], max_new_tokens, given_up)
+    found = _answers(model, renderer, [(prompt, _adapter(model))], max_new_tokens, given_up)
     return _texts(renderer, found)[0], len(found[0])
 
 
@@ -46,8 +45,7 @@ def answer_with_and_without(
     model: Any, renderer: Renderer, prompts: Sequence[Sequence[Message]], *, max_new_tokens: int
 ) -> tuple[list[str], list[str]]:
     """The greedy answers of a PeftModel to each prompt, and those of its base: all of them generated together."""
-    adapter = next(iter(Adapters(model).loaded))
-    asked = [(prompt, key) for key in (adapter, None) for prompt in prompts]
+    asked = [(prompt, key) for key in (_adapter(model), None) for prompt in prompts]
     found = _texts(renderer, _answers(model, renderer, asked, max_new_tokens))
     return found[: len(prompts)], found[len(prompts) :]
 
@@ -63,6 +61,10 @@ def pieces(answer: Answer, tokenizer: Any) -> Generator[str, None, None]:
             yield piece
     finally:
         answer.cancel()
+
+
+def _adapter(model: Any) -> str | None:
+    return next(iter(Adapters(model).loaded), None)
 
 
 def _answers(

@@ -11,7 +11,7 @@ from torch import Tensor
 from luthier.choice import Choice
 from luthier.engine import recurrent
 from luthier.engine.attention import no_mask
-from luthier.engine.engines import needs_eager
+from luthier.engine.engines import stock_attention
 from luthier.engine.instance import relative_error, restore
 from luthier.inference.adapters import Adapters
 from luthier.inference.decode import Decoder, OneByOne, Running
@@ -26,7 +26,7 @@ def pick_decoder(adapters: Adapters, *, kept_bytes: int) -> Choice[Decoder]:
     """The decoder, set up on this model instance, and why. It must show the logits of the plain way first."""
     plain = OneByOne(adapters)
     causal = adapters.causal
-    stock = "eager" if needs_eager(causal) else "sdpa"
+    stock = stock_attention(causal)
     causal.set_attn_implementation(stock)
     reason = next((why for decline in DECLINES if (why := decline(causal)) is not None), None)
     if reason is not None:

@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from luthier.report import words
+
 FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """No space left, a file larger than allowed, a user's quota used up."""
 
@@ -84,6 +86,12 @@ def is_full(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def fullness(error: BaseException, path: Path) -> str:
+    """What a full disk at `path` needs, as far as the error knows it, and has."""
+    wanted = f"{error.what} needs {words.size(error.needed)}, and " if isinstance(error, DiskFull) else ""
+    return f"the disk is full: {wanted}{words.size(free_bytes(path))} are free"
 
 
 def free_bytes(path: Path) -> int:

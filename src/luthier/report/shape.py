@@ -5,6 +5,7 @@ More keys are welcome: a later Luthier may write them, and an earlier one leaves
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from typing_extensions import NotRequired, TypedDict  # pydantic takes those of `typing` from Python 3.12 on
@@ -117,12 +118,19 @@ class Record(TypedDict):
     plan: NotRequired[dict[str, Any] | None]
 
 
+@functools.cache
+def _adapter() -> Any:
+    from pydantic import TypeAdapter  # takes a while to build: not for `luthier --help`, and once
+
+    return TypeAdapter(Record)
+
+
 def problems(record: dict[str, Any]) -> list[str]:
     """What of a run.json is not as it should be: `result.steps: Field required`, and so on. Empty for a good one."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        TypeAdapter(Record).validate_python(record, strict=False)
+        _adapter().validate_python(record)
     except ValidationError as error:
         return [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
     return []

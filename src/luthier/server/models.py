@@ -112,7 +112,7 @@ class Models:
             what = "Adapters cannot be changed while the server runs: start it with --adapters FOLDER."
             raise ApiError(403, what, code="adapters_not_allowed")
         folders = sorted(each for each in self.folder.iterdir() if each.is_dir() and not each.is_symlink())
-        return {each.name: found for each in folders if (found := adapter_folder(each)) is not None}
+        return {each.name: found for each in folders if (found := find_adapter(each)) is not None}
 
     def add_named(self, folder: str, name: str | None) -> Served:
         """Raises ApiError."""
@@ -153,7 +153,7 @@ def _renderer_of(card: dict[str, Any], base: Renderer) -> Renderer:
     return Renderer(tokenizer, thinking=thinking, stop_ids=stop_ids)
 
 
-def adapter_folder(path: Path) -> Path | None:
+def find_adapter(path: Path) -> Path | None:
     """The folder with the adapter: of a run, or the adapter's own. None where there is neither."""
     folders = (RunFolder(path).adapter_dir, path)
     return next((folder for folder in folders if (folder / CARD).is_file() and not folder.is_symlink()), None)

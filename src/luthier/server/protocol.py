@@ -6,6 +6,7 @@ use for (`user`, `metadata`, `store` …) is accepted.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, model_validator
@@ -57,7 +58,7 @@ class TemplateOptions(_Request):
     enable_thinking: StrictBool | None = None
 
 
-class Generation(_Request):
+class Generation(_Request, ABC):
     """What both ways of asking share."""
 
     model: str
@@ -89,13 +90,13 @@ class Generation(_Request):
             raise ValueError("stream_options: only with stream: true")
         return self
 
+    @abstractmethod
     def most_tokens(self) -> int | None:
         """Of the answer, where the request says."""
-        raise NotImplementedError
 
+    @abstractmethod
     def alternatives(self) -> int | None:
         """How many likeliest tokens are told of each; None: not even the chosen one's probability."""
-        raise NotImplementedError
 
     def sampling(self, max_new_tokens: int, choice: int) -> Sampling:
         """Of one of the `n` choices: each has a seed of its own, which follows from the request's."""

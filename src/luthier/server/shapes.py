@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from luthier.server.answering import Draft, Piece, Writing
 BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
-class Shape:
+class Shape(ABC):
     """Of one request: `whole` at the end, or a chunk for each piece.
 
     Args:
@@ -46,11 +47,13 @@ class Shape:
         """The first chunk of a choice, before its text."""
         return None
 
+    @abstractmethod
     def choice(self, draft: Draft) -> dict[str, Any]:
-        raise NotImplementedError
+        """A choice as `whole` has it."""
 
+    @abstractmethod
     def part(self, piece: Piece) -> dict[str, Any]:
-        raise NotImplementedError
+        """A choice as a chunk has it."""
 
 
 class Chat(Shape):

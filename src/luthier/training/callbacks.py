@@ -25,11 +25,12 @@ class Events(TrainerCallback):  # type: ignore[misc]
     the last evaluation.
     """
 
-    def __init__(self, emit: Emit, device: str, *, resumed: bool, plan: Plan | None = None) -> None:
-        self.emit, self.device, self.resumed, self.plan = emit, device, resumed, plan
+    def __init__(
+        self, emit: Emit, device: str, *, resumed: bool, plan: Plan | None, utilization: Utilization | None
+    ) -> None:
+        self.emit, self.device, self.resumed, self.plan, self.utilization = emit, device, resumed, plan, utilization
         self.counted: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
         self.evaluated_in: Callable[[], float] = lambda: 0.0
-        self.utilization: Utilization | None = None
         self._busy = self._began = 0.0
         self._tokens = self._computed = self._labels = 0
 
@@ -44,7 +45,7 @@ class Events(TrainerCallback):  # type: ignore[misc]
                 "flops_per_second": None if self.utilization is None else self.utilization.rate,
             }
         )
-        if self.plan is not None and not self.resumed:
+        if self.plan is not None:
             self.emit(self.plan)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

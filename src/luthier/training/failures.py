@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from luthier.errors import LuthierError, Problem, RecipeError, RunError, Stopped
 from luthier.hardware.determinism import NO_KERNEL
-from luthier.report import disk, words
+from luthier.report import disk
 from luthier.report.record import RunFolder
 from luthier.training.cut import SMALLER, is_out_of_memory
 
@@ -31,9 +31,7 @@ def in_words(run: RunFolder) -> Iterator[None]:
 def explained(error: Exception, run: RunFolder) -> LuthierError | None:
     """The error as the user should read it; None for a mistake of Luthier's, whose traceback is wanted."""
     if disk.is_full(error):
-        free = words.size(disk.free_bytes(run.path))
-        wanted = f"{error.what} needs {words.size(error.needed)}, and " if isinstance(error, disk.DiskFull) else ""
-        what = f"the disk is full: {wanted}{free} are free. What was saved before is whole"
+        what = f"{disk.fullness(error, run.path)}. What was saved before is whole"
         return Stopped(Problem(str(run.path), what, f"make room there: {GOES_ON}"))
     if is_out_of_memory(error):
         return RunError(Problem(str(run.path), "the memory does not hold this training", f"{SMALLER}; {GOES_ON}"))

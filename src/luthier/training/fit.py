@@ -112,8 +112,9 @@ def _trainer(
         for tracker in trackers:
             tracker.event(timed)
 
-    events = Events(emit, job.value("model.device"), resumed=resumed, plan=plan)
-    events.utilization = utilization(job.model, job.value("model.device"), job.value("model.dtype"))
+    device = job.value("model.device")
+    share = utilization(job.model, device, job.value("model.dtype"))
+    events = Events(emit, device, resumed=resumed, plan=plan, utilization=share)
     callbacks: list[TrainerCallback] = [events, stop, *trackers]
     for prompt, _ in questions(job.data.heldout_conversations, job.recipe.prompts, job.recipe.data.system)[:1]:
         callbacks.append(Sample(job.renderer, job.engine, prompt, emit, stop.asked))
