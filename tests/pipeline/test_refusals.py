@@ -298,3 +298,14 @@ def test_rows_of_one_prompt_cannot_be_held_out(shop: Workplace) -> None:
             )
         )
     )
+
+
+def test_a_launcher_of_several_processes(shop: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = refused(shop, "launched")
+    assert done.err == problems(
+        (
+            "luthier train: was started as 2 processes, and a run is one",
+            "start it without a launcher; CUDA_VISIBLE_DEVICES=1 chooses a card",
+        )
+    )

@@ -33,6 +33,15 @@ CUT_SETTINGS = ("micro_batch_tokens", "gradient_accumulation_steps")
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
+class OneDevice(TrainingArguments):  # type: ignore[misc]
+    """The Trainer's arguments for one device: on several cards it would cut each flat row in pieces, one a card."""
+
+    @property
+    def n_gpu(self) -> int:
+        count: int = super().n_gpu
+        return min(1, count)
+
+
 def fit(job: Job, run: RunFolder, plan: Plan | None = None) -> None:
     """Trains the job's adapter and saves it. Raises Stopped when a signal ended it, after saving a checkpoint.
 
@@ -157,11 +166,11 @@ def _cut(job: Job, run: RunFolder, last: Path | None) -> Cut:
     return Cut(tokens, None if accumulation == "auto" else accumulation, asked=asked)
 
 
-def _arguments(job: Job, folder: Path, *, resumed: bool) -> TrainingArguments:
+def _arguments(job: Job, folder: Path, *, resumed: bool) -> OneDevice:
     """The recipe in the Trainer's terms."""
     settings, evaluates = job.recipe.train, bool(job.data.heldout_examples)
     best = evaluates and (settings.load_best or settings.early_stopping_patience is not None)
-    return TrainingArguments(
+    return OneDevice(
         str(folder),
         per_device_train_batch_size=1,  # an item of the loader is a whole step
         max_steps=settings.steps or -1,

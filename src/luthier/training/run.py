@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import Problem, RunError, Stopped, Terminated, all_of
+from luthier.errors import InputError, Problem, RunError, Stopped, Terminated, all_of
 from luthier.hardware.environment import importing
 from luthier.recipe.load import as_recipe
 from luthier.recipe.schema import Recipe
@@ -28,7 +29,7 @@ def train(recipe: Recipe | dict[str, Any] | str | Path, *, fresh: bool = False) 
     """
     recipe = as_recipe(recipe)
     run = RunFolder(recipe.output)
-    all_of(partial(refuse_secrets, recipe), run.create)
+    all_of(_one_process, partial(refuse_secrets, recipe), run.create)
     try:
         with in_words(run), run.lock():
             _train(run, recipe, going_on=goes_on(run, recipe, fresh=fresh))
@@ -56,6 +57,15 @@ def _train(run: RunFolder, recipe: Recipe, *, going_on: bool) -> None:
     run.write_recipe(recipe)
     fit(job, run, None if going_on else before_training(job, began))
     finish(job, run, None if going_on else began)
+
+
+def _one_process() -> None:
+    """Refuses launchers, whose processes would write one run folder all at once."""
+    count = os.environ.get("WORLD_SIZE", "1")  # of torchrun and its like
+    if count != "1":
+        what = f"was started as {count} processes, and a run is one"
+        fix = "start it without a launcher; CUDA_VISIBLE_DEVICES=1 chooses a card"
+        raise InputError(Problem("luthier train", what, fix))
 
 
 def goes_on(run: RunFolder, recipe: Recipe, *, fresh: bool) -> bool:
