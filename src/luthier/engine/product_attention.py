@@ -16,7 +16,8 @@ Segments of like length are computed together, padded to the longest of them: a 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,28 +26,45 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from luthier.engine.block_attention import in_blocks
-from luthier.engine.blocks import Block, blocks_of
+from luthier.engine.blocks import Block, behind
 from luthier.engine.layout import Layout
 from luthier.engine.scores import Scores
 
-TILE = 1 << 20
+TILE = 5 << 18
 """Scores computed at once, in all heads: 4 MB in float32."""
+
+WIDTH = 512
+"""Keys of a tile, at most."""
+
+HEIGHT = 256
 
 CALL = 1 << 14
 """A call's price in scores of one head: padding up to that much is cheaper than one more group."""
 
 
-class Tile(NamedTuple):
-    """Some queries of a block and the keys that they see.
+class Hidden(NamedTuple):
+    """Some scores of a tile, among them those of keys that are not seen.
 
-    mask: added to the scores of the last keys: 0 or -inf.
-    triangular: whether the mask hides from each token those behind it.
+    columns: where they stand. mask: what is added to them, 0 or -inf.
+    last, first: the diagonals (key - query) between which a key is seen; all up to the last where there is no first.
     """
+
+    columns: slice
+    mask: Tensor
+    last: int
+    first: int | None
+
+
+class Tile(NamedTuple):
+    """Scores computed at once: those of some queries of a block and of keys that some of them see."""
 
     queries: slice
     keys: slice
-    mask: Tensor | None = None
-    triangular: bool = False
+    hidden: Hidden | None
+
+
+Strip = list[Tile]
+"""Tiles of the same queries, which see no other keys of the block."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +76,7 @@ class Group:
 
     tokens: Tensor
     length: int
-    tiles: list[Tile]
+    strips: list[Strip]
 
 
 @dataclass(frozen=True)
@@ -71,29 +89,24 @@ class Plan:
 
     groups: list[Group]
     place: Tensor
-    blocks: list[tuple[Block, list[Tile]]]
+    blocks: list[tuple[Block, list[Strip]]]
 
 
-def plan_of(blocks: Sequence[Block], num_tokens: int, heads: int) -> Plan:
-    """Blocks in which segments see themselves become groups of like length."""
-    own = sorted(((_size(b.queries), b.queries.start) for b in blocks if b.causal), reverse=True)
+def plan_of(layout: Layout, heads: int, window: int | None = None) -> Plan:
+    """Segments, which see themselves, in groups of like length; and block by block what lies behind them."""
+    own = sorted(((s.end - s.start, s.start) for s in layout.segments), reverse=True)
     groups: list[Group] = []
-    place = torch.full((num_tokens,), -1)
+    place = torch.empty(layout.num_tokens, dtype=torch.long)
     filled = 0
     for first, stop in _groups([size for size, _ in own], heads):
         longest = own[first][0]
-        tokens = torch.full((stop - first, longest), num_tokens)
+        tokens = torch.full((stop - first, longest), layout.num_tokens)
         for row, (size, start) in enumerate(own[first:stop]):
             tokens[row, :size] = torch.arange(start, start + size)
             place[start : start + size] = torch.arange(size) + filled + row * longest
-        tiles = [
-            Tile(at, slice(0, at.stop), _triangle(_size(at)), triangular=True)
-            for at in _heights(longest, longest, heads)
-        ]
-        groups.append(Group(tokens.flatten(), longest, tiles))
+        groups.append(Group(tokens.flatten(), longest, _strips(longest, longest, heads, 0, window)))
         filled += tokens.numel()
-    place[place < 0] = filled
-    return Plan(groups, place, [(block, _tiles(block, heads)) for block in blocks if not block.causal])
+    return Plan(groups, place, [(block, _strips_of(block, heads)) for block in behind(layout, window)])
 
 
 def _groups(sizes: list[int], heads: int) -> list[tuple[int, int]]:
@@ -124,7 +137,7 @@ def in_products(query: Tensor, key: Tensor, value: Tensor, layout: Layout, score
     heads = query.shape[1]
     plan = layout.once(
         ("products", scores.window, heads),
-        lambda: plan_of(blocks_of(layout, scores.window), layout.num_tokens, heads),
+        lambda: plan_of(layout, heads, scores.window),
     )
     out: Tensor = _ProductAttention.apply(query, key, value, plan, scores.scaling)  # type: ignore[no-untyped-call]
     return out
@@ -135,12 +148,12 @@ class _ProductAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scaling: float) -> Tensor:
         q, k, v = _wide(query[0].transpose(0, 1)), _wide(key[0].transpose(0, 1), 1), _wide(value[0].transpose(0, 1), 1)
         q *= scaling
-        parts = [_attend(g.tiles, *(_picked(x, g) for x in (q, k, v))) for g in plan.groups]
+        parts = [_attend(g.strips, *(_picked(x, g) for x in (q, k, v))) for g in plan.groups]
         out, lse = _together(parts, plan)
-        for block, tiles in plan.blocks:
+        for block, strips in plan.blocks:
             at, keys = block.queries, block.keys
             of = (_sliced(x, s) for x, s in ((q, at), (k, keys), (v, keys)))
-            part, part_lse = (_rows(x, 1) for x in _attend(tiles, *of))
+            part, part_lse = (_rows(x, 1) for x in _attend(strips, *of))
             if block.merge:
                 merged = torch.logaddexp(lse[at], part_lse)
                 out[at] = out[at].lerp(part, (part_lse - merged).exp_().to(part.dtype))
@@ -157,49 +170,59 @@ class _ProductAttention(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         plan: Plan = ctx.plan
         of = (_with(q, lse), _with(_wide(grad[0]), (grad[0].float() * out.float()).sum(-1, keepdim=True)), k, v)
-        parts = [_gradients(g.tiles, *(_picked(x, g) for x in of)) for g in plan.groups]
+        parts = [_gradients(g.strips, *(_picked(x, g) for x in of)) for g in plan.groups]
         grads = _together(parts, plan)
-        for block, tiles in plan.blocks:
+        for block, strips in plan.blocks:
             sides = (block.queries, block.queries, block.keys, block.keys)
-            part = _gradients(tiles, *(_sliced(x, s) for x, s in zip(of, sides, strict=True)))
+            part = _gradients(strips, *(_sliced(x, s) for x, s in zip(of, sides, strict=True)))
             for whole, at, x in zip(grads, (block.queries, block.keys, block.keys), part, strict=True):
                 whole[at] += _rows(x, 1)
         grad_q, grad_k, grad_v = (x[..., :-2].transpose(0, 1)[None] for x in grads)
         return grad_q.mul_(ctx.scaling), grad_k, grad_v, None, None
 
 
-def _attend(tiles: Sequence[Tile], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _attend(strips: Sequence[Strip], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """[B * H, L, D], and the log-sum-exp of the scores [B * H, L, 1] in float32.
 
     Args:
         q: [B * H, L, D + 2]; k, v: [B * G, S, D + 2], whose columns are ones.
     """
+    keys, values = _pieces(k), _pieces(v)
     parts = []
-    for tile in tiles:
-        at, seen = q[:, tile.queries], k[:, tile.keys]
-        top = _masked(_scores(at, seen), tile).float().amax(-1, keepdim=True)
-        p = _shown(_scores(_with(at, top), seen).exp_(), tile)
-        total = p.sum(-1, keepdim=True, dtype=torch.float32)
-        part = torch.bmm(_grouped(p, k), v[:, tile.keys]).view(at.shape)[..., :-2] / total
-        parts.append((part.to(v.dtype), top.add_(total.log_())))
+    for strip in strips:
+        at = q[:, strip[0].queries].contiguous()
+        tops = [_masked(_scores(at, keys(tile.keys)), tile).float().amax(-1, keepdim=True) for tile in strip]
+        top = functools.reduce(torch.maximum, tops)
+        _with(at, top)
+        totals, outs = [], []
+        for tile in strip:
+            p = _shown(_scores(at, keys(tile.keys)).exp_(), tile)
+            totals.append(p.sum(-1, keepdim=True, dtype=torch.float32))
+            outs.append(torch.bmm(_grouped(p, k), values(tile.keys)).view(at.shape))
+        total = _sum(totals)
+        parts.append(((_sum(outs)[..., :-2] / total).to(v.dtype), top.add_(total.log_())))
     if len(parts) == 1:
         return parts[0]
     out, lse = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
     return out, lse
 
 
-def _gradients(tiles: Sequence[Tile], q: Tensor, do: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _gradients(strips: Sequence[Strip], q: Tensor, do: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v, in the first D of D + 2 columns."""
-    if len(tiles) == 1:
-        return _of_tile(tiles[0], q, do, k, v)
+    if len(strips) == len(strips[0]) == 1:
+        return _of_tile(strips[0][0], q, do, k, v)
+    keys, values = _pieces(k), _pieces(v)
     dk, dv = (x.new_zeros(x.shape, dtype=torch.float32) for x in (k, v))
     dq = []
-    for tile in tiles:
-        at, keys = tile.queries, tile.keys
-        part_q, part_k, part_v = _of_tile(tile, q[:, at], do[:, at], k[:, keys], v[:, keys])
-        dq.append(part_q)
-        dk[:, keys] += part_k
-        dv[:, keys] += part_v
+    for strip in strips:
+        at, of = (x[:, strip[0].queries].contiguous() for x in (q, do))
+        parts = []
+        for tile in strip:
+            part_q, part_k, part_v = _of_tile(tile, at, of, keys(tile.keys), values(tile.keys))
+            parts.append(part_q)
+            dk[:, tile.keys] += part_k
+            dv[:, tile.keys] += part_v
+        dq.append(_sum(parts).to(q.dtype))
     return torch.cat(dq, dim=1), dk.to(k.dtype), dv.to(v.dtype)
 
 
@@ -208,6 +231,23 @@ def _of_tile(tile: Tile, q: Tensor, do: Tensor, k: Tensor, v: Tensor) -> tuple[T
     dv = torch.bmm(_grouped(p, k).mT, _grouped(do, k))
     ds = _grouped(p.mul_(_scores(do, v)), k)
     return torch.bmm(ds, k).view(q.shape), torch.bmm(ds.mT, _grouped(q, k)), dv
+
+
+def _pieces(x: Tensor) -> Callable[[slice], Tensor]:
+    """Parts x[:, at], each copied once: a product would copy what is not in one piece each time."""
+    copied: dict[tuple[int, int], Tensor] = {}
+
+    def piece(at: slice) -> Tensor:
+        if (at.start, at.stop) not in copied:
+            copied[at.start, at.stop] = x[:, at].contiguous()
+        return copied[at.start, at.stop]
+
+    return piece
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    """In float32, where there is more than one."""
+    return functools.reduce(lambda total, part: total.float().add_(part), parts)
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
@@ -225,45 +265,70 @@ def _size(at: slice) -> int:
     return size
 
 
-def _tiles(block: Block, heads: int) -> list[Tile]:
+def _strips_of(block: Block, heads: int) -> list[Strip]:
     keys = _size(block.keys)
-    hidden = None if block.mask is None else _hidden(~block.mask)
-    return [
-        Tile(at, slice(0, keys), None if hidden is None else hidden[at])
-        for at in _heights(_size(block.queries), keys, heads)
-    ]
+    distance = keys if block.window is None else block.distance  # all are seen, or as many as the window holds
+    return _strips(_size(block.queries), keys, heads, distance, block.window)
 
 
-def _heights(queries: int, keys: int, heads: int) -> Iterator[slice]:
-    height = max(16, TILE // (heads * keys))
-    return (slice(start, min(start + height, queries)) for start in range(0, queries, height))
+def _strips(queries: int, keys: int, heads: int, distance: int, window: int | None) -> list[Strip]:
+    """Tiles of like width, without those in which no key is seen.
+
+    distance: of the first query from the first key, in positions.
+    """
+    strips = []
+    fitting = max(16, TILE // (heads * min(keys, WIDTH)))
+    height = 1 << fitting.bit_length() - 1
+    if distance < keys:
+        height = min(height, HEIGHT)
+    for start in range(0, queries, height):
+        stop = min(start + height, queries)
+        first = 0 if window is None else max(0, start + distance - window + 1)
+        last = min(keys, stop + distance)
+        borders = [first, *range((first // WIDTH + 1) * WIDTH, last, WIDTH), last]
+        strips.append(
+            [
+                Tile(slice(start, stop), slice(a, b), _hidden(stop - start, b - a, start + distance - a, window))
+                for a, b in itertools.pairwise(borders)
+            ]
+        )
+    return strips
 
 
-def _triangle(size: int) -> Tensor:
-    return _large_triangle(1 << (size - 1).bit_length())[:size, :size]
+def _hidden(queries: int, keys: int, distance: int, window: int | None) -> Hidden | None:
+    """The columns of a tile that not all of its queries see, side by side."""
+    before, behind = window is not None and queries + distance > window, distance + 1 < keys
+    if not before and not behind:
+        return None
+    first = 0 if before else max(0, distance + 1)
+    last = keys if behind or window is None else queries + distance - window
+    last_seen = distance - first
+    first_seen = None if window is None else last_seen - window + 1
+    return Hidden(slice(first, last), _mask(queries, last - first, last_seen, first_seen), last_seen, first_seen)
 
 
-@functools.lru_cache(maxsize=8)
-def _large_triangle(size: int) -> Tensor:
-    """[size, size]: what hides from each token those behind it."""
-    return _hidden(torch.ones(size, size, dtype=torch.bool).triu_(1))
+@functools.lru_cache(maxsize=32)
+def _mask(queries: int, keys: int, last: int, first: int | None) -> Tensor:
+    seen = _between(torch.ones(queries, keys, dtype=torch.bool), last, first)
+    return torch.zeros(queries, keys, dtype=torch.bfloat16).masked_fill_(~seen, float("-inf"))
 
 
-def _hidden(where: Tensor) -> Tensor:
-    return torch.zeros(where.shape, dtype=torch.bfloat16).masked_fill_(where, float("-inf"))
+def _between(x: Tensor, last: int, first: int | None) -> Tensor:
+    """x, zero outside of these diagonals."""
+    x.tril_(last)
+    return x if first is None else x.triu_(first)
 
 
 def _masked(scores: Tensor, tile: Tile) -> Tensor:
-    if tile.mask is not None:
-        scores[..., -tile.mask.shape[1] :] += tile.mask
+    if tile.hidden is not None:
+        scores[..., tile.hidden.columns] += tile.hidden.mask
     return scores
 
 
 def _shown(p: Tensor, tile: Tile) -> Tensor:
-    """p, zero where masked, whatever it was there."""
-    if tile.mask is not None:
-        last = p[..., -tile.mask.shape[1] :]
-        last.tril_() if tile.triangular else last.masked_fill_(tile.mask < 0, 0)
+    """p, zero where hidden, whatever it was there."""
+    if tile.hidden is not None:
+        _between(p[..., tile.hidden.columns], tile.hidden.last, tile.hidden.first)
     return p
 
 
@@ -292,8 +357,8 @@ def _picked(x: Tensor, group: Group) -> Tensor:
 
 
 def _sliced(x: Tensor, at: slice) -> Tensor:
-    """[N, H, D] → [H, L, D]."""
-    return x[at].transpose(0, 1).contiguous()
+    """[N, H, D] → [H, L, D], a copy."""
+    return x[at].transpose(0, 1).clone(memory_format=torch.contiguous_format)
 
 
 def _rows(x: Tensor, batch: int) -> Tensor:

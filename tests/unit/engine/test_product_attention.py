@@ -77,12 +77,12 @@ def test_segments_of_like_length_are_computed_together(monkeypatch: pytest.Monke
     lengths = [230, 200, 150, 20, 10, 220]
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     layout = Layout(tuple(Segment(a, a + n, a + n, 0) for a, n in zip(starts, lengths, strict=True)))
-    plan = plan_of(blocks_of(layout), layout.num_tokens, heads=4)
+    plan = plan_of(layout, heads=4)
     assert [(len(g.tokens) // g.length, g.length) for g in plan.groups] == [(3, 230), (1, 150), (2, 20)]
     # every token stands where its group says it does
     everywhere = torch.cat([group.tokens for group in plan.groups])
     assert torch.equal(everywhere[plan.place], torch.arange(layout.num_tokens))
     # as many as a tile holds, and one at least
     monkeypatch.setattr(product_attention, "TILE", 4 * 2 * 230**2)
-    plan = plan_of(blocks_of(layout), layout.num_tokens, heads=4)
+    plan = plan_of(layout, heads=4)
     assert [(len(g.tokens) // g.length, g.length) for g in plan.groups] == [(2, 230), (1, 200), (1, 150), (2, 20)]
