@@ -31,12 +31,13 @@ from luthier.engine.layout import Layout
 from luthier.engine.scores import Scores
 
 TILE = 5 << 18
-"""Scores computed at once, in all heads: 4 MB in float32."""
+"""Scores computed at once, in all heads: 5 MB in float32."""
 
-WIDTH = 512
-"""Keys of a tile, at most."""
+WIDTH, HEIGHT = 512, 256
+"""Keys of a tile, and queries where some of the keys are hidden from some of them, at most."""
 
-HEIGHT = 256
+FAR = 1e30
+"""A sum of exp(score - top) from which on a top among other keys was no top of these: float32 ends at 3e38."""
 
 CALL = 1 << 14
 """A call's price in scores of one head: padding up to that much is cheaper than one more group."""
@@ -65,6 +66,9 @@ class Tile(NamedTuple):
 
 Strip = list[Tile]
 """Tiles of the same queries, which see no other keys of the block."""
+
+Piece = Callable[[slice], Tensor]
+"""Part x[:, at] of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -191,20 +195,33 @@ def _attend(strips: Sequence[Strip], q: Tensor, k: Tensor, v: Tensor) -> tuple[T
     parts = []
     for strip in strips:
         at = q[:, strip[0].queries].contiguous()
-        tops = [_masked(_scores(at, keys(tile.keys)), tile).float().amax(-1, keepdim=True) for tile in strip]
-        top = functools.reduce(torch.maximum, tops)
-        _with(at, top)
-        totals, outs = [], []
-        for tile in strip:
-            p = _shown(_scores(at, keys(tile.keys)).exp_(), tile)
-            totals.append(p.sum(-1, keepdim=True, dtype=torch.float32))
-            outs.append(torch.bmm(_grouped(p, k), values(tile.keys)).view(at.shape))
-        total = _sum(totals)
-        parts.append(((_sum(outs)[..., :-2] / total).to(v.dtype), top.add_(total.log_())))
+        for judged in (strip[:1] + strip[1:][-1:], strip):
+            top = functools.reduce(torch.maximum, (_top(at, keys(tile.keys), tile) for tile in judged))
+            out, total = _weighed(strip, _with(at, top), keys, values)
+            if float(total.max()) < FAR:
+                break
+            at[..., -2:] = 0
+        parts.append(((out[..., :-2] / total).to(v.dtype), top.add_(total.log_())))
     if len(parts) == 1:
         return parts[0]
     out, lse = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
     return out, lse
+
+
+def _top(q: Tensor, k: Tensor, tile: Tile) -> Tensor:
+    """The largest score of each query [B * H, L, 1]."""
+    return _masked(_scores(q, k), tile).float().amax(-1, keepdim=True)
+
+
+def _weighed(strip: Strip, q: Tensor, keys: Piece, values: Piece) -> tuple[Tensor, Tensor]:
+    """The sum of all values by their weights p, and the sum of these, in float32."""
+    outs, totals = [], []
+    for tile in strip:
+        v = values(tile.keys)
+        p = _shown(_scores(q, keys(tile.keys)).exp_(), tile)
+        outs.append(torch.bmm(_grouped(p, v), v).view(q.shape))
+        totals.append(p.sum(-1, keepdim=True, dtype=torch.float32))
+    return _sum(outs), _sum(totals)
 
 
 def _gradients(strips: Sequence[Strip], q: Tensor, do: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -233,7 +250,7 @@ def _of_tile(tile: Tile, q: Tensor, do: Tensor, k: Tensor, v: Tensor) -> tuple[T
     return torch.bmm(ds, k).view(q.shape), torch.bmm(ds.mT, _grouped(q, k)), dv
 
 
-def _pieces(x: Tensor) -> Callable[[slice], Tensor]:
+def _pieces(x: Tensor) -> Piece:
     """Parts x[:, at], each copied once: a product would copy what is not in one piece each time."""
     copied: dict[tuple[int, int], Tensor] = {}
 
@@ -301,7 +318,7 @@ def _hidden(queries: int, keys: int, distance: int, window: int | None) -> Hidde
     if not before and not behind:
         return None
     first = 0 if before else max(0, distance + 1)
-    last = keys if behind or window is None else queries + distance - window
+    last = keys if behind or window is None else min(keys, queries + distance - window)
     last_seen = distance - first
     first_seen = None if window is None else last_seen - window + 1
     return Hidden(slice(first, last), _mask(queries, last - first, last_seen, first_seen), last_seen, first_seen)
@@ -357,8 +374,8 @@ def _picked(x: Tensor, group: Group) -> Tensor:
 
 
 def _sliced(x: Tensor, at: slice) -> Tensor:
-    """[N, H, D] → [H, L, D], a copy."""
-    return x[at].transpose(0, 1).clone(memory_format=torch.contiguous_format)
+    """[N, H, D] → [H, L, D]."""
+    return x[at].transpose(0, 1).contiguous()
 
 
 def _rows(x: Tensor, batch: int) -> Tensor:
