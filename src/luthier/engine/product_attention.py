@@ -10,125 +10,30 @@ lies between is a few passes over scores that the cache holds:
 What is subtracted rides along as columns of the products, each as two numbers, a rounded one and what is left of it: so
 the differences are rounded once, and not what they are differences of. Formulas: arXiv:2205.14135, appendix B.
 
-Segments of like length are computed together, padded to the longest of them: a call costs as much as a small product.
+All this goes tile by tile (`tiles`). A query's tiles are summed in float32, and need a common `top`, which may be some
+way below the largest score.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from luthier.engine.block_attention import in_blocks
-from luthier.engine.blocks import Block, behind
 from luthier.engine.layout import Layout
 from luthier.engine.scores import Scores
-
-TILE = 5 << 18
-"""Scores computed at once, in all heads: 5 MB in float32."""
-
-WIDTH, HEIGHT = 512, 256
-"""Keys of a tile, and queries where some of the keys are hidden from some of them, at most."""
+from luthier.engine.tiles import Group, Plan, Strip, Tile, between, plan_of
 
 FAR = 1e30
-"""A sum of exp(score - top) from which on a top among other keys was no top of these: float32 ends at 3e38."""
-
-CALL = 1 << 14
-"""A call's price in scores of one head: padding up to that much is cheaper than one more group."""
-
-
-class Hidden(NamedTuple):
-    """Some scores of a tile, among them those of keys that are not seen.
-
-    columns: where they stand. mask: what is added to them, 0 or -inf.
-    last, first: the diagonals (key - query) between which a key is seen; all up to the last where there is no first.
-    """
-
-    columns: slice
-    mask: Tensor
-    last: int
-    first: int | None
-
-
-class Tile(NamedTuple):
-    """Scores computed at once: those of some queries of a block and of keys that some of them see."""
-
-    queries: slice
-    keys: slice
-    hidden: Hidden | None
-
-
-Strip = list[Tile]
-"""Tiles of the same queries, which see no other keys of the block."""
+"""Where a sum of exp(score - top) is larger, top is too far below the largest score: float32 ends at 3e38."""
 
 Piece = Callable[[slice], Tensor]
 """Part x[:, at] of a tensor."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """B segments of up to L tokens that attend to themselves.
-
-    tokens: [B * L], where they lie; N where there is none.
-    """
-
-    tokens: Tensor
-    length: int
-    strips: list[Strip]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to multiply for a layout.
-
-    place: [N], where a token of a group stands among all groups' tokens; behind the last for a token of none.
-    blocks: what groups leave over.
-    """
-
-    groups: list[Group]
-    place: Tensor
-    blocks: list[tuple[Block, list[Strip]]]
-
-
-def plan_of(layout: Layout, heads: int, window: int | None = None) -> Plan:
-    """Segments, which see themselves, in groups of like length; and block by block what lies behind them."""
-    own = sorted(((s.end - s.start, s.start) for s in layout.segments), reverse=True)
-    groups: list[Group] = []
-    place = torch.empty(layout.num_tokens, dtype=torch.long)
-    filled = 0
-    for first, stop in _groups([size for size, _ in own], heads):
-        longest = own[first][0]
-        tokens = torch.full((stop - first, longest), layout.num_tokens)
-        for row, (size, start) in enumerate(own[first:stop]):
-            tokens[row, :size] = torch.arange(start, start + size)
-            place[start : start + size] = torch.arange(size) + filled + row * longest
-        groups.append(Group(tokens.flatten(), longest, _strips(longest, longest, heads, 0, window)))
-        filled += tokens.numel()
-    return Plan(groups, place, [(block, _strips_of(block, heads)) for block in behind(layout, window)])
-
-
-def _groups(sizes: list[int], heads: int) -> list[tuple[int, int]]:
-    """Cuts falling sizes into groups [first, stop) whose squares, padded, and calls cost least together."""
-    # cheapest[i]: the cost of sizes[i:], and where the first group of them ends
-    cheapest = [(0, 0)] * len(sizes) + [(0, len(sizes))]
-    for first in reversed(range(len(sizes))):
-        square = sizes[first] ** 2
-        most = max(1, TILE // (heads * square))
-        cheapest[first] = min(
-            (CALL + (stop - first) * square + cheapest[stop][0], stop)
-            for stop in range(first + 1, min(first + most, len(sizes)) + 1)
-        )
-    cut, first = [], 0
-    while first < len(sizes):
-        cut.append((first, cheapest[first][1]))
-        first = cheapest[first][1]
-    return cut
 
 
 def in_products(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scores: Scores) -> Tensor:
@@ -139,10 +44,7 @@ def in_products(query: Tensor, key: Tensor, value: Tensor, layout: Layout, score
     if not scores.plain:
         return in_blocks(query, key, value, layout, scores)
     heads = query.shape[1]
-    plan = layout.once(
-        ("products", scores.window, heads),
-        lambda: plan_of(layout, heads, scores.window),
-    )
+    plan = layout.once(("products", scores.window, heads), lambda: plan_of(layout, heads, scores.window))
     out: Tensor = _ProductAttention.apply(query, key, value, plan, scores.scaling)  # type: ignore[no-untyped-call]
     return out
 
@@ -158,12 +60,9 @@ class _ProductAttention(torch.autograd.Function):
             at, keys = block.queries, block.keys
             of = (_sliced(x, s) for x, s in ((q, at), (k, keys), (v, keys)))
             part, part_lse = (_rows(x, 1) for x in _attend(strips, *of))
-            if block.merge:
-                merged = torch.logaddexp(lse[at], part_lse)
-                out[at] = out[at].lerp(part, (part_lse - merged).exp_().to(part.dtype))
-                lse[at] = merged
-            else:
-                out[at], lse[at] = part, part_lse
+            merged = torch.logaddexp(lse[at], part_lse)
+            out[at] = out[at].lerp(part, (part_lse - merged).exp_().to(part.dtype))
+            lse[at] = merged
         ctx.plan, ctx.scaling = plan, scaling
         ctx.save_for_backward(q, k, v, out, lse)
         return out[None]
@@ -195,12 +94,13 @@ def _attend(strips: Sequence[Strip], q: Tensor, k: Tensor, v: Tensor) -> tuple[T
     parts = []
     for strip in strips:
         at = q[:, strip[0].queries].contiguous()
-        for judged in (strip[:1] + strip[1:][-1:], strip):
+        ends = strip[:1] + strip[1:][-1:]  # all keys' largest score is nearly always near that of the first or latest
+        for judged in (ends, strip):
+            at[..., -2:] = 0
             top = functools.reduce(torch.maximum, (_top(at, keys(tile.keys), tile) for tile in judged))
             out, total = _weighed(strip, _with(at, top), keys, values)
-            if float(total.max()) < FAR:
+            if len(judged) == len(strip) or float(total.max()) < FAR:
                 break
-            at[..., -2:] = 0
         parts.append(((out[..., :-2] / total).to(v.dtype), top.add_(total.log_())))
     if len(parts) == 1:
         return parts[0]
@@ -277,65 +177,6 @@ def _grouped(x: Tensor, k: Tensor) -> Tensor:
     return x.reshape(len(k), -1, x.shape[-1])
 
 
-def _size(at: slice) -> int:
-    size: int = at.stop - at.start
-    return size
-
-
-def _strips_of(block: Block, heads: int) -> list[Strip]:
-    keys = _size(block.keys)
-    distance = keys if block.window is None else block.distance  # all are seen, or as many as the window holds
-    return _strips(_size(block.queries), keys, heads, distance, block.window)
-
-
-def _strips(queries: int, keys: int, heads: int, distance: int, window: int | None) -> list[Strip]:
-    """Tiles of like width, without those in which no key is seen.
-
-    distance: of the first query from the first key, in positions.
-    """
-    strips = []
-    fitting = max(16, TILE // (heads * min(keys, WIDTH)))
-    height = 1 << fitting.bit_length() - 1
-    if distance < keys:
-        height = min(height, HEIGHT)
-    for start in range(0, queries, height):
-        stop = min(start + height, queries)
-        first = 0 if window is None else max(0, start + distance - window + 1)
-        last = min(keys, stop + distance)
-        borders = [first, *range((first // WIDTH + 1) * WIDTH, last, WIDTH), last]
-        strips.append(
-            [
-                Tile(slice(start, stop), slice(a, b), _hidden(stop - start, b - a, start + distance - a, window))
-                for a, b in itertools.pairwise(borders)
-            ]
-        )
-    return strips
-
-
-def _hidden(queries: int, keys: int, distance: int, window: int | None) -> Hidden | None:
-    """The columns of a tile that not all of its queries see, side by side."""
-    before, behind = window is not None and queries + distance > window, distance + 1 < keys
-    if not before and not behind:
-        return None
-    first = 0 if before else max(0, distance + 1)
-    last = keys if behind or window is None else min(keys, queries + distance - window)
-    last_seen = distance - first
-    first_seen = None if window is None else last_seen - window + 1
-    return Hidden(slice(first, last), _mask(queries, last - first, last_seen, first_seen), last_seen, first_seen)
-
-
-@functools.lru_cache(maxsize=32)
-def _mask(queries: int, keys: int, last: int, first: int | None) -> Tensor:
-    seen = _between(torch.ones(queries, keys, dtype=torch.bool), last, first)
-    return torch.zeros(queries, keys, dtype=torch.bfloat16).masked_fill_(~seen, float("-inf"))
-
-
-def _between(x: Tensor, last: int, first: int | None) -> Tensor:
-    """x, zero outside of these diagonals."""
-    x.tril_(last)
-    return x if first is None else x.triu_(first)
-
-
 def _masked(scores: Tensor, tile: Tile) -> Tensor:
     if tile.hidden is not None:
         scores[..., tile.hidden.columns] += tile.hidden.mask
@@ -345,7 +186,7 @@ def _masked(scores: Tensor, tile: Tile) -> Tensor:
 def _shown(p: Tensor, tile: Tile) -> Tensor:
     """p, zero where hidden, whatever it was there."""
     if tile.hidden is not None:
-        _between(p[..., tile.hidden.columns], tile.hidden.last, tile.hidden.first)
+        between(p[..., tile.hidden.columns], tile.hidden.last, tile.hidden.first)
     return p
 
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from luthier.engine import product_attention
+from luthier.engine import tiles
 from luthier.engine.attention import dense
 from luthier.engine.block_attention import in_blocks
 from luthier.engine.instance import relative_error
 from luthier.engine.layout import Layout, Segment
-from luthier.engine.product_attention import in_products, plan_of
+from luthier.engine.product_attention import in_products
 from luthier.engine.scores import Scores
+from luthier.engine.tiles import plan_of
 
 SIDE_BY_SIDE = Layout((Segment(0, 3, 3, 0), Segment(3, 4, 4, 0), Segment(4, 10, 10, 0)))
 TREE = Layout(
@@ -64,7 +65,7 @@ def test_result_and_gradients(
     monkeypatch: pytest.MonkeyPatch, layout: Layout, kv_heads: int, window: int | None, scores_at_once: int
 ) -> None:
     """In tiles of sixteen queries too, the fewest there are."""
-    monkeypatch.setattr(product_attention, "TILE", scores_at_once)
+    monkeypatch.setattr(tiles, "TILE", scores_at_once)
     asked = Layout(layout.segments), Scores(0.3, window), kv_heads
     for found, expected in zip(
         results(in_products, *asked, torch.float32), results(dense, *asked, torch.float32), strict=True
@@ -75,8 +76,8 @@ def test_result_and_gradients(
 @pytest.mark.parametrize("window", [None, 20, 64, 130, 300])
 @pytest.mark.parametrize("layout", [LONG, TREE], ids=["long", "tree"])
 def test_rows_longer_than_a_tile(monkeypatch: pytest.MonkeyPatch, layout: Layout, window: int | None) -> None:
-    monkeypatch.setattr(product_attention, "WIDTH", 64)
-    monkeypatch.setattr(product_attention, "HEIGHT", 32)
+    monkeypatch.setattr(tiles, "WIDTH", 64)
+    monkeypatch.setattr(tiles, "HEIGHT", 32)
     asked = Layout(layout.segments), Scores(0.3, window), 2
     for found, expected in zip(
         results(in_products, *asked, torch.float32), results(dense, *asked, torch.float32), strict=True
@@ -98,8 +99,8 @@ def test_long_rows_and_a_long_document_with_short_ones_behind(window: int | None
 
 def test_scores_far_above_those_of_the_first_and_the_last_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     """exp of what lies between overflows, until the top is that of all tiles."""
-    monkeypatch.setattr(product_attention, "WIDTH", 16)
-    monkeypatch.setattr(product_attention, "HEIGHT", 16)
+    monkeypatch.setattr(tiles, "WIDTH", 16)
+    monkeypatch.setattr(tiles, "HEIGHT", 16)
     layout = Layout((Segment(0, 100, 100, 0),))
     query, value = torch.ones(1, 2, 100, 8), torch.randn(1, 2, 100, 8, generator=torch.Generator().manual_seed(0))
     key = torch.zeros(1, 2, 100, 8)
@@ -109,21 +110,21 @@ def test_scores_far_above_those_of_the_first_and_the_last_tile(monkeypatch: pyte
 
 
 def test_no_tile_is_hidden_and_no_mask_is_larger_than_its_edge(monkeypatch: pytest.MonkeyPatch) -> None:
-    def tiles(window: int | None) -> list[list[tuple[slice, slice, slice | None]]]:
+    def listed(window: int | None) -> list[list[tuple[slice, slice, slice | None]]]:
         plan = plan_of(Layout((Segment(0, 70, 70, 0),)), heads=2, window=window)
         return [[(t.queries, t.keys, t.hidden and t.hidden.columns) for t in strip] for strip in plan.groups[0].strips]
 
-    monkeypatch.setattr(product_attention, "WIDTH", 32)
-    monkeypatch.setattr(product_attention, "HEIGHT", 16)
+    monkeypatch.setattr(tiles, "WIDTH", 32)
+    monkeypatch.setattr(tiles, "HEIGHT", 16)
     first, second, third = slice(0, 32), slice(32, 64), slice(64, 70)
-    assert tiles(None) == [
+    assert listed(None) == [
         [(slice(0, 16), slice(0, 16), slice(1, 16))],
         [(slice(16, 32), first, slice(17, 32))],
         [(slice(32, 48), first, None), (slice(32, 48), slice(32, 48), slice(1, 16))],
         [(slice(48, 64), first, None), (slice(48, 64), second, slice(17, 32))],
         [(third, first, None), (third, second, None), (third, third, slice(1, 6))],
     ]
-    assert tiles(20)[2:] == [
+    assert listed(20)[2:] == [
         [(slice(32, 48), slice(13, 32), slice(0, 15)), (slice(32, 48), slice(32, 48), slice(1, 16))],
         [(slice(48, 64), slice(29, 32), slice(0, 3)), (slice(48, 64), second, slice(0, 32))],
         [(third, slice(45, 64), slice(0, 5)), (third, third, slice(1, 6))],
@@ -156,6 +157,6 @@ def test_segments_of_like_length_are_computed_together(monkeypatch: pytest.Monke
     everywhere = torch.cat([group.tokens for group in plan.groups])
     assert torch.equal(everywhere[plan.place], torch.arange(layout.num_tokens))
     # as many as a tile holds, and one at least
-    monkeypatch.setattr(product_attention, "TILE", 4 * 2 * 230**2)
+    monkeypatch.setattr(tiles, "TILE", 4 * 2 * 230**2)
     plan = plan_of(layout, heads=4)
     assert [(len(g.tokens) // g.length, g.length) for g in plan.groups] == [(2, 230), (1, 200), (1, 150), (2, 20)]
