@@ -96,11 +96,11 @@ def _attend(strips: Sequence[Strip], q: Tensor, k: Tensor, v: Tensor) -> tuple[T
         at = q[:, strip[0].queries].contiguous()
         ends = strip[:1] + strip[1:][-1:]  # all keys' largest score is nearly always near that of the first or latest
         for judged in (ends, strip):
-            at[..., -2:] = 0
             top = functools.reduce(torch.maximum, (_top(at, keys(tile.keys), tile) for tile in judged))
             out, total = _weighed(strip, _with(at, top), keys, values)
             if len(judged) == len(strip) or float(total.max()) < FAR:
                 break
+            at[..., -2:] = 0
         parts.append(((out[..., :-2] / total).to(v.dtype), top.add_(total.log_())))
     if len(parts) == 1:
         return parts[0]

@@ -23,7 +23,7 @@ TILE = 5 << 18
 
 WIDTH, HEIGHT = 512, 256
 """Keys of a tile, and queries of one at the edge of what is seen, at most. With all keys of a row of 5,400 in a tile,
-and so but 21 queries, attention took 2.7 times as long."""
+and so but 21 queries, attention took twice as long."""
 
 CALL = 1 << 14
 """A call's price in scores of one head: padding up to that much is cheaper than one more group."""
