@@ -40,7 +40,7 @@ JOBS = {
     "huanhuan": Job("short Chinese dialogue under one system prompt", dialogue, takes_rows=True),
     "qwen3": Job("such rows on random weights in the shape of Qwen3", dialogue, model="qwen3-0.6b", takes_rows=True),
     "document": Job("short questions on one long document", one_document, padded_batch=4, steps=1),
-    "long": Job("rows of 2,000 to 8,000 tokens", long_rows, batch_size=4, padded_batch=1, steps=1),
+    "long": Job("rows of 2,000 to 8,000 tokens", long_rows, batch_size=2, padded_batch=1, steps=1),
     "turns": Job("conversations of three to eight turns", several_turns, padded_batch=8, steps=1),
 }
 

@@ -81,6 +81,13 @@ BATCHES: dict[str, tuple[list[Example], int]] = {
 RAGGED = BATCHES["ragged with a shared prefix"][0]
 TREE = BATCHES["three levels"][0]
 
+DOCUMENT = tokens(1100, 100)
+LONG = [
+    *(example(DOCUMENT + tokens(count, 101 + count), tokens(20, 102)) for count in (12, 30, 31)),
+    example(tokens(1200, 103), tokens(130, 104)),
+]
+"""Rows of several tiles of attention, three of them behind one document."""
+
 
 @functools.cache
 def model_of(family: str) -> Any:
@@ -113,6 +120,14 @@ def test_flat_is_plain(family: str, batch: str, share: bool) -> None:
     loss_error, gradient_error = errors(model_of(family), FlatEngine(share=share), examples)
     assert loss_error < BOUND
     assert gradient_error < ROUNDING.get(family, BOUND)
+
+
+@pytest.mark.parametrize("share", [False, True], ids=["whole", "shared"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "mistral"])
+def test_flat_is_plain_in_long_rows(family: str, share: bool) -> None:
+    loss_error, gradient_error = errors(model_of(family), FlatEngine(share=share), LONG)
+    assert loss_error < BOUND
+    assert gradient_error < BOUND
 
 
 def test_every_linear_layer_of_every_family_takes_part() -> None:
@@ -242,10 +257,11 @@ def distances_to_float32(
     return relative_error(plain, reference), relative_error(found, reference)
 
 
+@pytest.mark.parametrize("rows", [RAGGED, LONG], ids=["short", "long"])
 @pytest.mark.parametrize("share", [False, True], ids=["whole", "shared"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
-def test_in_bfloat16_flat_is_as_near_to_float32_as_plain_is(family: str, share: bool) -> None:
+def test_in_bfloat16_flat_is_as_near_to_float32_as_plain_is(family: str, share: bool, rows: list[Example]) -> None:
     """Both round differently; the flat batch must not round more."""
-    plain, flat = distances_to_float32(family, FlatEngine(share=share), RAGGED)
+    plain, flat = distances_to_float32(family, FlatEngine(share=share), rows)
     assert 1e-4 < plain < 0.2
     assert flat < 1.3 * plain

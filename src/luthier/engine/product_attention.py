@@ -10,108 +10,30 @@ lies between is a few passes over scores that the cache holds:
 What is subtracted rides along as columns of the products, each as two numbers, a rounded one and what is left of it: so
 the differences are rounded once, and not what they are differences of. Formulas: arXiv:2205.14135, appendix B.
 
-Segments of like length are computed together, padded to the longest of them: a call costs as much as a small product.
+All this goes tile by tile (`tiles`). A query's tiles are summed in float32, and need a common `top`, which may be some
+way below the largest score.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from luthier.engine.block_attention import in_blocks
-from luthier.engine.blocks import Block, blocks_of
 from luthier.engine.layout import Layout
 from luthier.engine.scores import Scores
+from luthier.engine.tiles import Group, Plan, Strip, Tile, between, plan_of
 
-TILE = 1 << 20
-"""Scores computed at once, in all heads: 4 MB in float32."""
+FAR = 1e30
+"""Where a sum of exp(score - top) is larger, top is too far below the largest score: float32 ends at 3e38."""
 
-CALL = 1 << 14
-"""A call's price in scores of one head: padding up to that much is cheaper than one more group."""
-
-
-class Tile(NamedTuple):
-    """Some queries of a block and the keys that they see.
-
-    mask: added to the scores of the last keys: 0 or -inf.
-    triangular: whether the mask hides from each token those behind it.
-    """
-
-    queries: slice
-    keys: slice
-    mask: Tensor | None = None
-    triangular: bool = False
-
-
-@dataclass(frozen=True)
-class Group:
-    """B segments of up to L tokens that attend to themselves.
-
-    tokens: [B * L], where they lie; N where there is none.
-    """
-
-    tokens: Tensor
-    length: int
-    tiles: list[Tile]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to multiply for a layout.
-
-    place: [N], where a token of a group stands among all groups' tokens; behind the last for a token of none.
-    blocks: what groups leave over.
-    """
-
-    groups: list[Group]
-    place: Tensor
-    blocks: list[tuple[Block, list[Tile]]]
-
-
-def plan_of(blocks: Sequence[Block], num_tokens: int, heads: int) -> Plan:
-    """Blocks in which segments see themselves become groups of like length."""
-    own = sorted(((_size(b.queries), b.queries.start) for b in blocks if b.causal), reverse=True)
-    groups: list[Group] = []
-    place = torch.full((num_tokens,), -1)
-    filled = 0
-    for first, stop in _groups([size for size, _ in own], heads):
-        longest = own[first][0]
-        tokens = torch.full((stop - first, longest), num_tokens)
-        for row, (size, start) in enumerate(own[first:stop]):
-            tokens[row, :size] = torch.arange(start, start + size)
-            place[start : start + size] = torch.arange(size) + filled + row * longest
-        tiles = [
-            Tile(at, slice(0, at.stop), _triangle(_size(at)), triangular=True)
-            for at in _heights(longest, longest, heads)
-        ]
-        groups.append(Group(tokens.flatten(), longest, tiles))
-        filled += tokens.numel()
-    place[place < 0] = filled
-    return Plan(groups, place, [(block, _tiles(block, heads)) for block in blocks if not block.causal])
-
-
-def _groups(sizes: list[int], heads: int) -> list[tuple[int, int]]:
-    """Cuts falling sizes into groups [first, stop) whose squares, padded, and calls cost least together."""
-    # cheapest[i]: the cost of sizes[i:], and where the first group of them ends
-    cheapest = [(0, 0)] * len(sizes) + [(0, len(sizes))]
-    for first in reversed(range(len(sizes))):
-        square = sizes[first] ** 2
-        most = max(1, TILE // (heads * square))
-        cheapest[first] = min(
-            (CALL + (stop - first) * square + cheapest[stop][0], stop)
-            for stop in range(first + 1, min(first + most, len(sizes)) + 1)
-        )
-    cut, first = [], 0
-    while first < len(sizes):
-        cut.append((first, cheapest[first][1]))
-        first = cheapest[first][1]
-    return cut
+Piece = Callable[[slice], Tensor]
+"""Part x[:, at] of a tensor."""
 
 
 def in_products(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scores: Scores) -> Tensor:
@@ -122,10 +44,7 @@ def in_products(query: Tensor, key: Tensor, value: Tensor, layout: Layout, score
     if not scores.plain:
         return in_blocks(query, key, value, layout, scores)
     heads = query.shape[1]
-    plan = layout.once(
-        ("products", scores.window, heads),
-        lambda: plan_of(blocks_of(layout, scores.window), layout.num_tokens, heads),
-    )
+    plan = layout.once(("products", scores.window, heads), lambda: plan_of(layout, heads, scores.window))
     out: Tensor = _ProductAttention.apply(query, key, value, plan, scores.scaling)  # type: ignore[no-untyped-call]
     return out
 
@@ -135,18 +54,15 @@ class _ProductAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scaling: float) -> Tensor:
         q, k, v = _wide(query[0].transpose(0, 1)), _wide(key[0].transpose(0, 1), 1), _wide(value[0].transpose(0, 1), 1)
         q *= scaling
-        parts = [_attend(g.tiles, *(_picked(x, g) for x in (q, k, v))) for g in plan.groups]
+        parts = [_attend(g.strips, *(_picked(x, g) for x in (q, k, v))) for g in plan.groups]
         out, lse = _together(parts, plan)
-        for block, tiles in plan.blocks:
+        for block, strips in plan.blocks:
             at, keys = block.queries, block.keys
             of = (_sliced(x, s) for x, s in ((q, at), (k, keys), (v, keys)))
-            part, part_lse = (_rows(x, 1) for x in _attend(tiles, *of))
-            if block.merge:
-                merged = torch.logaddexp(lse[at], part_lse)
-                out[at] = out[at].lerp(part, (part_lse - merged).exp_().to(part.dtype))
-                lse[at] = merged
-            else:
-                out[at], lse[at] = part, part_lse
+            part, part_lse = (_rows(x, 1) for x in _attend(strips, *of))
+            merged = torch.logaddexp(lse[at], part_lse)
+            out[at] = out[at].lerp(part, (part_lse - merged).exp_().to(part.dtype))
+            lse[at] = merged
         ctx.plan, ctx.scaling = plan, scaling
         ctx.save_for_backward(q, k, v, out, lse)
         return out[None]
@@ -157,49 +73,73 @@ class _ProductAttention(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         plan: Plan = ctx.plan
         of = (_with(q, lse), _with(_wide(grad[0]), (grad[0].float() * out.float()).sum(-1, keepdim=True)), k, v)
-        parts = [_gradients(g.tiles, *(_picked(x, g) for x in of)) for g in plan.groups]
+        parts = [_gradients(g.strips, *(_picked(x, g) for x in of)) for g in plan.groups]
         grads = _together(parts, plan)
-        for block, tiles in plan.blocks:
+        for block, strips in plan.blocks:
             sides = (block.queries, block.queries, block.keys, block.keys)
-            part = _gradients(tiles, *(_sliced(x, s) for x, s in zip(of, sides, strict=True)))
+            part = _gradients(strips, *(_sliced(x, s) for x, s in zip(of, sides, strict=True)))
             for whole, at, x in zip(grads, (block.queries, block.keys, block.keys), part, strict=True):
                 whole[at] += _rows(x, 1)
         grad_q, grad_k, grad_v = (x[..., :-2].transpose(0, 1)[None] for x in grads)
         return grad_q.mul_(ctx.scaling), grad_k, grad_v, None, None
 
 
-def _attend(tiles: Sequence[Tile], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _attend(strips: Sequence[Strip], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """[B * H, L, D], and the log-sum-exp of the scores [B * H, L, 1] in float32.
 
     Args:
         q: [B * H, L, D + 2]; k, v: [B * G, S, D + 2], whose columns are ones.
     """
+    keys, values = _pieces(k), _pieces(v)
     parts = []
-    for tile in tiles:
-        at, seen = q[:, tile.queries], k[:, tile.keys]
-        top = _masked(_scores(at, seen), tile).float().amax(-1, keepdim=True)
-        p = _shown(_scores(_with(at, top), seen).exp_(), tile)
-        total = p.sum(-1, keepdim=True, dtype=torch.float32)
-        part = torch.bmm(_grouped(p, k), v[:, tile.keys]).view(at.shape)[..., :-2] / total
-        parts.append((part.to(v.dtype), top.add_(total.log_())))
+    for strip in strips:
+        at = q[:, strip[0].queries].contiguous()
+        ends = strip[:1] + strip[1:][-1:]  # all keys' largest score is nearly always near that of the first or latest
+        for judged in (ends, strip):
+            top = functools.reduce(torch.maximum, (_top(at, keys(tile.keys), tile) for tile in judged))
+            out, total = _weighed(strip, _with(at, top), keys, values)
+            if len(judged) == len(strip) or float(total.max()) < FAR:
+                break
+            at[..., -2:] = 0
+        parts.append(((out[..., :-2] / total).to(v.dtype), top.add_(total.log_())))
     if len(parts) == 1:
         return parts[0]
     out, lse = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
     return out, lse
 
 
-def _gradients(tiles: Sequence[Tile], q: Tensor, do: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _top(q: Tensor, k: Tensor, tile: Tile) -> Tensor:
+    """The largest score of each query [B * H, L, 1]."""
+    return _masked(_scores(q, k), tile).float().amax(-1, keepdim=True)
+
+
+def _weighed(strip: Strip, q: Tensor, keys: Piece, values: Piece) -> tuple[Tensor, Tensor]:
+    """The sum of all values by their weights p, and the sum of these, in float32."""
+    outs, totals = [], []
+    for tile in strip:
+        v = values(tile.keys)
+        p = _shown(_scores(q, keys(tile.keys)).exp_(), tile)
+        outs.append(torch.bmm(_grouped(p, v), v).view(q.shape))
+        totals.append(p.sum(-1, keepdim=True, dtype=torch.float32))
+    return _sum(outs), _sum(totals)
+
+
+def _gradients(strips: Sequence[Strip], q: Tensor, do: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v, in the first D of D + 2 columns."""
-    if len(tiles) == 1:
-        return _of_tile(tiles[0], q, do, k, v)
+    if len(strips) == len(strips[0]) == 1:
+        return _of_tile(strips[0][0], q, do, k, v)
+    keys, values = _pieces(k), _pieces(v)
     dk, dv = (x.new_zeros(x.shape, dtype=torch.float32) for x in (k, v))
     dq = []
-    for tile in tiles:
-        at, keys = tile.queries, tile.keys
-        part_q, part_k, part_v = _of_tile(tile, q[:, at], do[:, at], k[:, keys], v[:, keys])
-        dq.append(part_q)
-        dk[:, keys] += part_k
-        dv[:, keys] += part_v
+    for strip in strips:
+        at, of = (x[:, strip[0].queries].contiguous() for x in (q, do))
+        parts = []
+        for tile in strip:
+            part_q, part_k, part_v = _of_tile(tile, at, of, keys(tile.keys), values(tile.keys))
+            parts.append(part_q)
+            dk[:, tile.keys] += part_k
+            dv[:, tile.keys] += part_v
+        dq.append(_sum(parts).to(q.dtype))
     return torch.cat(dq, dim=1), dk.to(k.dtype), dv.to(v.dtype)
 
 
@@ -208,6 +148,23 @@ def _of_tile(tile: Tile, q: Tensor, do: Tensor, k: Tensor, v: Tensor) -> tuple[T
     dv = torch.bmm(_grouped(p, k).mT, _grouped(do, k))
     ds = _grouped(p.mul_(_scores(do, v)), k)
     return torch.bmm(ds, k).view(q.shape), torch.bmm(ds.mT, _grouped(q, k)), dv
+
+
+def _pieces(x: Tensor) -> Piece:
+    """Parts x[:, at], each copied once: a product would copy what is not in one piece each time."""
+    copied: dict[tuple[int, int], Tensor] = {}
+
+    def piece(at: slice) -> Tensor:
+        if (at.start, at.stop) not in copied:
+            copied[at.start, at.stop] = x[:, at].contiguous()
+        return copied[at.start, at.stop]
+
+    return piece
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    """In float32, where there is more than one."""
+    return functools.reduce(lambda total, part: total.float().add_(part), parts)
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:
@@ -220,50 +177,16 @@ def _grouped(x: Tensor, k: Tensor) -> Tensor:
     return x.reshape(len(k), -1, x.shape[-1])
 
 
-def _size(at: slice) -> int:
-    size: int = at.stop - at.start
-    return size
-
-
-def _tiles(block: Block, heads: int) -> list[Tile]:
-    keys = _size(block.keys)
-    hidden = None if block.mask is None else _hidden(~block.mask)
-    return [
-        Tile(at, slice(0, keys), None if hidden is None else hidden[at])
-        for at in _heights(_size(block.queries), keys, heads)
-    ]
-
-
-def _heights(queries: int, keys: int, heads: int) -> Iterator[slice]:
-    height = max(16, TILE // (heads * keys))
-    return (slice(start, min(start + height, queries)) for start in range(0, queries, height))
-
-
-def _triangle(size: int) -> Tensor:
-    return _large_triangle(1 << (size - 1).bit_length())[:size, :size]
-
-
-@functools.lru_cache(maxsize=8)
-def _large_triangle(size: int) -> Tensor:
-    """[size, size]: what hides from each token those behind it."""
-    return _hidden(torch.ones(size, size, dtype=torch.bool).triu_(1))
-
-
-def _hidden(where: Tensor) -> Tensor:
-    return torch.zeros(where.shape, dtype=torch.bfloat16).masked_fill_(where, float("-inf"))
-
-
 def _masked(scores: Tensor, tile: Tile) -> Tensor:
-    if tile.mask is not None:
-        scores[..., -tile.mask.shape[1] :] += tile.mask
+    if tile.hidden is not None:
+        scores[..., tile.hidden.columns] += tile.hidden.mask
     return scores
 
 
 def _shown(p: Tensor, tile: Tile) -> Tensor:
-    """p, zero where masked, whatever it was there."""
-    if tile.mask is not None:
-        last = p[..., -tile.mask.shape[1] :]
-        last.tril_() if tile.triangular else last.masked_fill_(tile.mask < 0, 0)
+    """p, zero where hidden, whatever it was there."""
+    if tile.hidden is not None:
+        between(p[..., tile.hidden.columns], tile.hidden.last, tile.hidden.first)
     return p
 
 

@@ -153,3 +153,16 @@ def test_the_loss_is_checked_on_the_shortest_rows(monkeypatch: pytest.MonkeyPatc
     rows = [Example([3] * length, [3] * length, Source("rows.json", length)) for length in (9, 4, 7, 5, 30)]
     pick_engine(add_adapter(make_model("llama")), rows, asked="auto")
     assert seen == [[4, 5, 7], [4, 5, 7]]
+
+
+def test_the_loss_of_long_rows_is_checked_on_their_beginnings() -> None:
+    """All their labels may lie behind, so that each token there has one."""
+    rows = [Example(list(range(3, 303)), [IGNORE] * 299 + [5], Source("rows.json", 1))] * 4
+    model = add_adapter(make_model("llama"))
+    seen: list[tuple[int, ...]] = []
+    hook = model.register_forward_pre_hook(
+        lambda _module, _args, inputs: seen.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    assert isinstance(pick_engine(model, rows, asked="auto").value, FlatEngine)
+    hook.remove()
+    assert seen == [(3, 128), (1, 2), (1, 127)]  # between the two a probe of the head
