@@ -73,6 +73,14 @@ def test_every_family_together_as_alone(family: str) -> None:
     assert greedy(way.value, requests, 12) == expected
 
 
+def test_one_by_one_computes_logits_of_the_last_token_alone() -> None:
+    model = add_adapter(make_model("qwen3_5"))
+    widths: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda _, inputs, __: widths.append(inputs[0].shape[1]))
+    greedy(OneByOne(adapters_on(model)), [Running([5, 6, 7, 8], FIRST), Running([9, 10], None)], 3, joining=2)
+    assert widths == [1] * 6
+
+
 def test_long_prompts_are_computed_in_parts_beside_running_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(together, "CHUNK", 7)
     decoder, _ = pick(make_model("llama"))
