@@ -114,6 +114,7 @@ def test_how_answers_are_computed_is_looked_at_where_bfloat16_is_right(folder: P
     with torch.no_grad():
         models = [load.load_model(folder, dtype=dtype, device="cpu") for dtype in ("bfloat16", "float32")]
         rows = (_probe(len(renderer.tokenizer)), [1, 2, 3, 4, 5, 6])
-        off = [relative_error(*(model(input_ids=torch.tensor([row])).logits[:, -2:] for model in models)) for row in rows]
+        logits = [[model(input_ids=torch.tensor([row])).logits[:, -2:] for model in models] for row in rows]
+    off = [relative_error(*pair) for pair in logits]
     assert off[0] < TOLERANCE[torch.bfloat16] / 2
     assert off[1] > TOLERANCE[torch.bfloat16]

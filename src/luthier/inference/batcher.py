@@ -128,6 +128,7 @@ class Batcher:
 
     Attributes:
         way: how requests are computed, and why.
+        vocabulary: how many tokens the model knows.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class Batcher:
         own = frozenset(opened.renderer.stop_ids)
         self._stop_ids: dict[str | None, frozenset[int]] = {None: own, FIRST: own}
         config = opened.model.config.get_text_config()
-        self._vocabulary: int = config.vocab_size
+        self.vocabulary: int = config.vocab_size
         self._longest: float = getattr(config, "max_position_embeddings", None) or math.inf
         self._keys: dict[str, str | None] = {base: None}
         if opened.run is not None:
@@ -235,8 +236,8 @@ class Batcher:
     def _check(self, ask: Ask) -> None:
         if not ask.prompt:
             raise InputError(Problem("prompt", "has no tokens", "ask something"))
-        if not all(0 <= token < self._vocabulary for token in (min(ask.prompt), max(ask.prompt))):
-            what = f"has a token that the model does not know: it has {self._vocabulary:,}"
+        if not all(0 <= token < self.vocabulary for token in (min(ask.prompt), max(ask.prompt))):
+            what = f"has a token that the model does not know: it has {self.vocabulary:,}"
             raise InputError(Problem("prompt", what, "use the model's own tokenizer"))
         if len(ask.prompt) >= self._longest:
             what = f"has {len(ask.prompt):,} tokens, and the model takes {self._longest:,} with its answer"

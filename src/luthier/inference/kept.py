@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -102,7 +103,7 @@ class Kept:
     """
 
     def __init__(self, shape: Shape, limit: int) -> None:
-        self.shape = shape
+        self.shape, self.limit = shape, limit
         self.capacity = limit // (BLOCK * shape.token_bytes)  # blocks
         self.nodes: OrderedDict[Node, None] = OrderedDict()
         self._first: dict[str | None, dict[tuple[int, ...], Node]] = {}
@@ -155,12 +156,12 @@ class Kept:
         siblings = self._first.get(adapter, {})
         for at in range(0, len(ids), BLOCK):
             part = tuple(ids[at : at + BLOCK])
-            likest = siblings.get(part) or max(siblings.values(), key=lambda n: common_prefix(n.ids, part), default=None)
-            same = common_prefix(likest.ids, part) if likest else 0
-            if likest is None or same == 0:
+            alike = [siblings[part]] if part in siblings else siblings.values()
+            same, node = max(((common_prefix(n.ids, part), n) for n in alike), key=itemgetter(0), default=(0, None))
+            if node is None or same == 0:
                 break
-            found.append((likest, same))
-            siblings = likest.following if same == BLOCK else {}
+            found.append((node, same))
+            siblings = node.following if same == BLOCK else {}
         return found
 
     def _used(self, path: Sequence[Node]) -> None:
