@@ -58,10 +58,14 @@ def hold_to(schema: dict[str, Any], renderer: Renderer, vocabulary: int) -> Gram
         raise InputError(Problem("response_format", "this server cannot hold answers to a schema", fix))
     from llguidance import LLMatcher
 
-    written = LLMatcher.grammar_from_json_schema(schema, overrides=LAYOUT)
-    matcher = LLMatcher(_tokens(renderer, vocabulary), written, log_level=0)
-    if matcher.is_error():
-        what = f"answers cannot be held to this schema: {_said(matcher.get_error())}"
+    try:
+        written = LLMatcher.grammar_from_json_schema(schema, overrides=LAYOUT)
+        matcher = LLMatcher(_tokens(renderer, vocabulary), written, log_level=0)
+        wrong = matcher.get_error()
+    except ValueError as error:  # a tokenizer that is not a fast one
+        wrong = str(error)
+    if wrong:
+        what = f"answers cannot be held to this schema: {_said(wrong)}"
         raise InputError(Problem("response_format", what, "change it, or leave that out"))
     return Grammar(matcher)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
 import pytest
 import torch
 from tiny import make_tokenizer
+from transformers import ByT5Tokenizer
 
 from luthier.data.render import Renderer
 from luthier.errors import InputError
@@ -79,6 +81,16 @@ def test_copies_go_their_own_ways(renderer: Renderer) -> None:
     assert row[t] == 0
     with pytest.raises(RuntimeError, match=r"^the answer cannot be held to its schema: Parser Error"):
         first.take(t)
+
+
+def test_a_tokenizer_that_the_library_cannot_read_is_named(renderer: Renderer) -> None:
+    slow = copy.copy(renderer)
+    slow.tokenizer = ByT5Tokenizer()
+    with pytest.raises(InputError) as refused:
+        hold_to(VIOLIN, slow, VOCABULARY)
+    assert refused.value.problems[0].what == (
+        "answers cannot be held to this schema: Only fast tokenizers are supported"
+    )
 
 
 @pytest.mark.parametrize(
