@@ -64,7 +64,9 @@ def test_two_runs_and_the_base_from_start_to_end(shop: Workplace, runs: list[str
             "url": said["url"],
             "api": f"{said['url']}/v1",
             "models": [shop.model.name, "violin", "lute"],
+            "memory": said["memory"],
         }
+        assert "1.1 GB for earlier requests (--cache)" in said["memory"]
         answers = {name: ask(client, name).json() for name in said["models"]}
         assert "<title>Luthier</title>" in client.get("/").text
         process.send_signal(signal.SIGTERM if os.name == "posix" else signal.SIGBREAK)  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ from luthier.engine.instance import relative_error
 from luthier.engine.layout import flatten
 from luthier.hardware.compute import pick_threads
 from luthier.hub.fetch import fetch_model
+from luthier.inference.pick import TOLERANCE, _probe
 from luthier.model import adapters, load
 from luthier.recipe.schema import AdapterSettings, ModelSettings
 
@@ -106,3 +107,14 @@ def test_the_flat_engine_is_chosen(model: Any, examples: list[Example]) -> None:
     assert choice.reason.startswith(
         "no padding, shared prefixes computed once, attention in blocks; the flat loss differs"
     )
+
+
+def test_how_answers_are_computed_is_looked_at_where_bfloat16_is_right(folder: Path, renderer: Renderer) -> None:
+    """Behind special tokens it is far off, whichever way it is computed: then each request would be computed alone."""
+    with torch.no_grad():
+        models = [load.load_model(folder, dtype=dtype, device="cpu") for dtype in ("bfloat16", "float32")]
+        rows = (_probe(len(renderer.tokenizer)), [1, 2, 3, 4, 5, 6])
+        logits = [[model(input_ids=torch.tensor([row])).logits[:, -2:] for model in models] for row in rows]
+    off = [relative_error(*pair) for pair in logits]
+    assert off[0] < TOLERANCE[torch.bfloat16] / 2
+    assert off[1] > TOLERANCE[torch.bfloat16]

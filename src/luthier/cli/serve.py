@@ -59,7 +59,7 @@ def serve(
     from luthier.model.load import context_length
     from luthier.server.answering import Limits
     from luthier.server.app import Settings, create_app
-    from luthier.server.run import listen, make_models, name_runs, open_base
+    from luthier.server.run import describe_memory, listen, make_models, name_runs, open_base
     from luthier.server.run import serve as run_server
 
     named = name_runs(runs or [])
@@ -82,8 +82,10 @@ def serve(
 
         def ready() -> None:
             names = [served.name for served in models.all()]
-            console.result({"ok": True, "url": url, "api": f"{url}/v1", "models": names})
+            memory = describe_memory(models.batcher)
+            console.result({"ok": True, "url": url, "api": f"{url}/v1", "models": names, "memory": memory})
             console.say(f"{', '.join(names)}\nchat in the browser   {url}\nOpenAI's API          {url}/v1")
+            console.say(f"memory                {memory}")
 
         try:
             run_server(app, listening, drain=drain, ready=ready)

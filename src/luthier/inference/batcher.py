@@ -17,6 +17,7 @@ from luthier.errors import InputError, Problem
 from luthier.hardware import compute
 from luthier.inference.adapters import FIRST, Adapters, adapter_folder
 from luthier.inference.decode import Running
+from luthier.inference.grammar import Grammar
 from luthier.inference.opened import Opened
 from luthier.inference.pick import pick_decoder
 from luthier.inference.sample import Sampling, Token, choose, random_numbers
@@ -31,11 +32,12 @@ Finish = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True)
 class Ask:
-    """prompt: its tokens. model: the name of an adapter, or of the base."""
+    """prompt: its tokens. model: the name of an adapter, or of the base. grammar: of this answer alone."""
 
     prompt: list[int]
     model: str
     sampling: Sampling = field(default_factory=Sampling)
+    grammar: Grammar | None = None
 
 
 class Answer(Iterator[Token]):
@@ -111,6 +113,7 @@ class _Request(Running):
     """What the batcher knows of a request: where its answer goes, and how many tokens it may still have."""
 
     sampling: Sampling = field(default_factory=Sampling)
+    grammar: Grammar | None = None
     answer: Answer = field(default_factory=Answer)
     random: torch.Generator = field(default_factory=torch.Generator, repr=False)
     left: int = 0
@@ -128,6 +131,7 @@ class Batcher:
 
     Attributes:
         way: how requests are computed, and why.
+        vocabulary: how many tokens the model knows.
     """
 
     def __init__(
@@ -147,7 +151,7 @@ class Batcher:
         own = frozenset(opened.renderer.stop_ids)
         self._stop_ids: dict[str | None, frozenset[int]] = {None: own, FIRST: own}
         config = opened.model.config.get_text_config()
-        self._vocabulary: int = config.vocab_size
+        self.vocabulary: int = config.vocab_size
         self._longest: float = getattr(config, "max_position_embeddings", None) or math.inf
         self._keys: dict[str, str | None] = {base: None}
         if opened.run is not None:
@@ -209,6 +213,7 @@ class Batcher:
                 ids=list(ask.prompt),
                 adapter=self._keys[ask.model],
                 sampling=ask.sampling,
+                grammar=ask.grammar,
                 random=random_numbers(ask.sampling.seed),
                 left=int(min(ask.sampling.max_new_tokens, self._longest - len(ask.prompt))),
             )
@@ -235,8 +240,8 @@ class Batcher:
     def _check(self, ask: Ask) -> None:
         if not ask.prompt:
             raise InputError(Problem("prompt", "has no tokens", "ask something"))
-        if not all(0 <= token < self._vocabulary for token in (min(ask.prompt), max(ask.prompt))):
-            what = f"has a token that the model does not know: it has {self._vocabulary:,}"
+        if not all(0 <= token < self.vocabulary for token in (min(ask.prompt), max(ask.prompt))):
+            what = f"has a token that the model does not know: it has {self.vocabulary:,}"
             raise InputError(Problem("prompt", what, "use the model's own tokenizer"))
         if len(ask.prompt) >= self._longest:
             what = f"has {len(ask.prompt):,} tokens, and the model takes {self._longest:,} with its answer"
@@ -305,9 +310,17 @@ class Batcher:
             return
         ready, logits = self._decoder.step(self._running)
         requests = [request for request in ready if isinstance(request, _Request)]
-        tokens = choose(logits, [r.sampling for r in requests], [r.random for r in requests])
+        tokens = choose(
+            logits, [r.sampling for r in requests], [r.random for r in requests], [r.grammar for r in requests]
+        )
         for request, token in zip(requests, tokens, strict=True):
             request.answer.cached_tokens = request.reused
+            try:
+                if request.grammar is not None:
+                    request.grammar.take(token.id)
+            except RuntimeError as error:
+                self._finish(request, None, error)
+                continue
             if token.id in self._stop_ids[request.adapter]:
                 self._finish(request, "stop")
                 continue

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from luthier.engine.instance import takes_logits_to_keep
 from luthier.inference.adapters import Adapters
 
 
@@ -55,6 +56,7 @@ class OneByOne:
 
     def __init__(self, adapters: Adapters) -> None:
         self.adapters = adapters
+        self._options = {"logits_to_keep": 1} if takes_logits_to_keep(adapters.model) else {}
 
     def step(self, running: Sequence[Running]) -> tuple[list[Running], Tensor]:
         return list(running), torch.cat([self._next(request) for request in running])
@@ -67,7 +69,7 @@ class OneByOne:
             request.cache = DynamicCache(config=model.config)
         new = torch.tensor([request.ids[request.computed :]], device=model.device)
         with self.adapters.only(request.adapter):
-            output = model(input_ids=new, past_key_values=request.cache, use_cache=True)
+            output = model(input_ids=new, past_key_values=request.cache, use_cache=True, **self._options)
         request.computed = len(request.ids)
         return output.logits[:, -1]  # type: ignore[no-any-return]
 

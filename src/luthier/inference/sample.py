@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from luthier.inference.grammar import Grammar
+
 CANDIDATES = 256
 """So many likeliest tokens nearly always hold the share that top-p asks for; the whole vocabulary is sorted if not."""
 
@@ -53,9 +55,19 @@ def random_numbers(seed: int | None) -> torch.Generator:
     return generator
 
 
-def choose(logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator]) -> list[Token]:
-    """The next token of each row of logits [R, vocabulary]."""
-    logits = logits.float()
+def choose(
+    logits: Tensor,
+    samplings: Sequence[Sampling],
+    generators: Sequence[torch.Generator],
+    grammars: Sequence[Grammar | None] = (),
+) -> list[Token]:
+    """The next token of each row of logits [R, vocabulary], where it has a grammar one that this allows."""
+    told_of = logits = logits.float()
+    if any(grammars):
+        logits = logits.clone()
+        for row, grammar in zip(logits, grammars, strict=True):
+            if grammar is not None:
+                grammar.hide(row)
     ids = logits.argmax(-1)
     drawn = [i for i, sampling in enumerate(samplings) if sampling.temperature > 0]
     if drawn:
@@ -66,7 +78,7 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], generators: Sequence[t
     told = [i for i, sampling in enumerate(samplings) if sampling.logprobs is not None]
     if told:
         widest = max(samplings[i].logprobs or 0 for i in told)
-        for i, token in zip(told, _tell(logits[told], ids[told], widest), strict=True):
+        for i, token in zip(told, _tell(told_of[told], ids[told], widest), strict=True):
             tokens[i] = Token(token.id, token.logprob, token.top[: samplings[i].logprobs])
     return tokens
 

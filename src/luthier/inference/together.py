@@ -27,7 +27,7 @@ from luthier.engine.layout import common_prefix
 from luthier.engine.scores import Scores
 from luthier.inference.adapters import Adapters
 from luthier.inference.decode import Running
-from luthier.inference.kept import Entry, Kept, Pool, Shape
+from luthier.inference.kept import Kept, Pool, Shape
 from luthier.inference.rows import NotTheRow, Rows
 
 NAME = "luthier_generate"
@@ -184,7 +184,7 @@ class Together:
         AttentionInterface.register(NAME, cached_attention)
         AttentionMaskInterface.register(NAME, no_mask)
         self.adapters, self.shape = adapters, shape
-        self.kept = Kept(kept_bytes)
+        self.kept = Kept(shape, kept_bytes)
         self.rows = Rows()
         self.mixed = False
         self._pools: dict[tuple[str | None, int], Pool] = {}
@@ -238,15 +238,17 @@ class Together:
             if budget == 0:
                 break
             if request.cache is None:
-                shared, entry = self.kept.find(request.adapter, request.ids)
+                found = self.kept.find(request.adapter, request.ids)
+                shared = sum(count for _, count in found)
                 coming = [common_prefix(r.ids, request.ids) for r in ahead if r.adapter == request.adapter]
                 if max(coming, default=0) - shared >= WORTH_WAITING:
                     continue  # soon it need not be computed
                 request.cache = Prompt(*self.shape.empty(len(request.ids)))
-                if entry is not None:
-                    request.cache.keys[:, :shared] = entry.keys[:, :shared]
-                    request.cache.values[:, :shared] = entry.values[:, :shared]
-                    request.computed = request.reused = shared
+                for node, count in found:
+                    first, end = request.computed, request.computed + count
+                    request.cache.keys[:, first:end] = node.keys[:, :count]
+                    request.cache.values[:, first:end] = node.values[:, :count]
+                    request.computed = request.reused = end
             count = min(budget, len(request.ids) - request.computed)
             budget -= count
             ahead.append(request)
@@ -286,7 +288,7 @@ class Together:
     def _enter(self, request: Running) -> None:
         """From a prompt of its own, which is kept, into a pool."""
         keys, values = request.cache.keys, request.cache.values
-        self.kept.keep(Entry(request.adapter, list(request.ids), keys, values))
+        self.kept.keep(request.adapter, request.ids, keys, values)
         self._put(request, keys, values, len(request.ids) + 1)
 
     def _put(self, request: Running, keys: Tensor, values: Tensor, tokens: int) -> None:
@@ -320,9 +322,9 @@ class Together:
         slot, request.cache = request.cache, None
         if not isinstance(slot, Slot):
             return
-        if keep and request.computed * self.shape.token_bytes <= self.kept.limit:
+        if keep:
             keys, values = slot.pool.read(slot.place, request.computed)
-            self.kept.keep(Entry(request.adapter, request.ids[: request.computed], keys.clone(), values.clone()))
+            self.kept.keep(request.adapter, request.ids[: request.computed], keys, values)
         self._free(slot, request.adapter)
 
     def forget(self, adapter: str | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from luthier.errors import InputError
 from luthier.inference.batcher import Answer, Ask, Batcher, Token
+from luthier.inference.grammar import Grammar
 from luthier.inference.text import Writer
 from luthier.server.errors import ApiError, of_input
 from luthier.server.models import Served
@@ -139,10 +140,22 @@ class Writing:
         }
 
 
-def begin(batcher: Batcher, limits: Limits, served: Served, prompts: Sequence[list[int]], asked: Generation) -> Writing:
+def begin(
+    batcher: Batcher,
+    limits: Limits,
+    served: Served,
+    prompts: Sequence[list[int]],
+    asked: Generation,
+    grammar: Grammar | None = None,
+) -> Writing:
     """Hands the request's asks to the batcher. Raises ApiError where it is too long, or too many wait already."""
     asks = [
-        Ask(prompt, served.name, asked.sampling(_room(limits, len(prompt), asked.most_tokens()), choice))
+        Ask(
+            prompt,
+            served.name,
+            asked.sampling(_room(limits, len(prompt), asked.most_tokens()), choice),
+            grammar and grammar.copy(),
+        )
         for prompt in prompts
         for choice in range(asked.n)
     ]

@@ -20,6 +20,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
+from luthier.inference.grammar import Grammar
 from luthier.secrets import without_secrets
 from luthier.server import errors
 from luthier.server.answering import Limits, Writing, begin
@@ -73,11 +74,17 @@ def create_app(models: Models, settings: Settings, log: Log) -> FastAPI:
 
 
 def _add_asking(app: FastAPI, models: Models, settings: Settings) -> None:
-    async def answer(request: Request, served: Served, prompts: Sequence[list[int]], asked: Generation) -> Response:
+    async def answer(
+        request: Request,
+        served: Served,
+        prompts: Sequence[list[int]],
+        asked: Generation,
+        grammar: Grammar | None = None,
+    ) -> Response:
         shape_of = Chat if isinstance(asked, ChatRequest) else Completion
         tokenizer = served.renderer.tokenizer
         shape = shape_of(served.name, tokenizer, logprobs=asked.alternatives() is not None)
-        writing = begin(models.batcher, settings.limits, served, prompts, asked)
+        writing = begin(models.batcher, settings.limits, served, prompts, asked, grammar)
         facts = request.state.facts
         facts |= {"stream": asked.stream}
         if asked.stream:
@@ -101,8 +108,12 @@ def _add_asking(app: FastAPI, models: Models, settings: Settings) -> None:
         messages = [message.read() for message in asked.messages]
         if settings.log_prompts:
             request.state.facts["messages"] = [{"role": m.role, "content": m.content} for m in messages]
-        prompt = await run_in_threadpool(served.prompt_ids, messages, asked.thinking())
-        return await answer(request, served, [prompt], asked)
+        thinking, schema = asked.thinking(), asked.response_format.schema_of_answers()
+        prompt = await run_in_threadpool(served.prompt_ids, messages, thinking)
+        grammar = None
+        if schema is not None:
+            grammar = await run_in_threadpool(served.grammar, schema, thinking, models.batcher.vocabulary)
+        return await answer(request, served, [prompt], asked, grammar)
 
     @app.post(COMPLETIONS[1])
     async def complete(request: Request, asked: Annotated[CompletionRequest, Body()]) -> Response:

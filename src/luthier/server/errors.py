@@ -62,9 +62,9 @@ def _sentence(where: str, error: Mapping[str, Any]) -> str:
     return f"{where}: {what}." if where else f"{what}."
 
 
-def of_input(error: InputError, *, code: str) -> ApiError:
+def of_input(error: InputError, *, code: str, param: str | None = None) -> ApiError:
     """A problem that another part of Luthier found, with its fix."""
-    return ApiError(400, " ".join(f"{p.where}: {p.what}; {p.fix}." for p in error.problems), code=code)
+    return ApiError(400, " ".join(f"{p.where}: {p.what}; {p.fix}." for p in error.problems), param=param, code=code)
 
 
 def install(app: FastAPI) -> None:

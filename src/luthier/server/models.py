@@ -14,6 +14,7 @@ from luthier.data.conversation import Message
 from luthier.data.render import Renderer
 from luthier.errors import InputError
 from luthier.inference.batcher import Batcher
+from luthier.inference.grammar import Grammar, hold_to
 from luthier.model.adapters import CARD, read_card
 from luthier.report.record import RunFolder
 from luthier.server.errors import ApiError, of_input
@@ -53,6 +54,17 @@ class Served:
             return self._renderer(thinking).prompt_ids(spoken)
         except InputError as error:
             raise of_input(error, code="invalid_value") from None
+
+    def grammar(self, schema: dict[str, Any], thinking: bool | None, vocabulary: int) -> Grammar:
+        """What holds an answer to a schema, from its first token on. Raises ApiError."""
+        renderer = self._renderer(thinking)
+        if renderer.thinking:
+            what = "response_format: an answer that begins with thinking is no JSON; send enable_thinking: false."
+            raise ApiError(400, what, param="response_format", code="unsupported_value")
+        try:
+            return hold_to(schema, self.renderer, vocabulary)
+        except InputError as error:
+            raise of_input(error, code="invalid_value", param="response_format") from None
 
     def text_ids(self, text: str) -> list[int]:
         """A plain text to be continued, as tokens. Raises ApiError."""

@@ -24,7 +24,6 @@ def _listed(value: Any) -> Any:
 Stops = Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_listed), Field(max_length=MOST_STOPS)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 
-NO_GRAMMAR = "only text is supported: answers are not held to a grammar; ask for JSON in the prompt"
 NO_TOOLS = "not supported: this server takes and returns text"
 
 
@@ -147,6 +146,32 @@ class ChatMessage(BaseModel):
         return Message(role, text, reasoning=self.reasoning_content if role == "assistant" else None)
 
 
+class NamedSchema(_Request):
+    """`strict` or not, answers are held to it."""
+
+    name: str
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: StrictBool | None = None
+
+
+class ResponseFormat(_Request):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema: needed with the type json_schema, and with no other")
+        return self
+
+    def schema_of_answers(self) -> dict[str, Any] | None:
+        """What an answer must be; None: any text."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return {"type": "object"} if self.type == "json_object" else None
+
+
 class ChatRequest(Generation):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Count | None = None
@@ -158,7 +183,7 @@ class ChatRequest(Generation):
     functions: Annotated[Any, only([], why=NO_TOOLS)] = None
     tool_choice: Annotated[Any, only("none", "auto", why=NO_TOOLS)] = None
     function_call: Annotated[Any, only("none", "auto", why=NO_TOOLS)] = None
-    response_format: Annotated[Any, only({"type": "text"}, why=NO_GRAMMAR)] = None
+    response_format: ResponseFormat = ResponseFormat()
     modalities: Annotated[Any, only(["text"], why=NO_TOOLS)] = None
     audio: Annotated[Any, only(why=NO_TOOLS)] = None
     prediction: Annotated[Any, only(why="predicted output is not supported")] = None

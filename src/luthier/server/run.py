@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+import torch
 import uvicorn
 from fastapi import FastAPI
 
@@ -16,9 +18,11 @@ from luthier.hub.refs import Local, parse_model
 from luthier.inference.adapters import adapter_folder
 from luthier.inference.batcher import Batcher
 from luthier.inference.opened import Opened, open_model, open_ref
+from luthier.inference.together import SMALLEST_POOL, Together
 from luthier.model.adapters import read_card
 from luthier.recipe.schema import ModelSettings
 from luthier.report.record import RunFolder
+from luthier.report.words import size
 from luthier.server.models import Models, Served
 
 
@@ -109,6 +113,24 @@ def make_models(
         batcher.close()
         raise
     return models
+
+
+CHOOSING = 24  # bytes for each token of the vocabulary and each answer: logits and what is made of them
+
+
+def describe_memory(batcher: Batcher) -> str:
+    """What the server takes now and under load: a GPU's memory, without one the process's."""
+    decoder = batcher.way.value
+    now = torch.cuda.memory_allocated() or psutil.Process().memory_info().rss
+    if not isinstance(decoder, Together):
+        return f"{size(now)} now"
+    pools = 2 * SMALLEST_POOL * decoder.shape.token_bytes  # which grow by doubling
+    answers = batcher.max_batch * (pools + CHOOSING * batcher.vocabulary)
+    return (
+        f"{size(now)} now, about {size(now + decoder.kept.limit + answers)} under load: "
+        f"{size(decoder.kept.limit)} for earlier requests (--cache), "
+        f"{size(answers)} for {batcher.max_batch} answers of {SMALLEST_POOL} tokens (--max-batch)"
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -15,6 +15,7 @@ from luthier.data.render import Renderer
 from luthier.errors import InputError
 from luthier.hub.fetch import LocalModel
 from luthier.inference.batcher import Ask, Batcher, Sampling, Token
+from luthier.inference.grammar import hold_to
 from luthier.inference.opened import Opened
 from luthier.model import adapters, load
 from luthier.recipe.schema import ModelSettings
@@ -148,6 +149,16 @@ def test_a_failure_is_raised_and_the_next_request_is_answered(batcher: Batcher, 
         with pytest.raises(torch.OutOfMemoryError, match="no room"):
             answer.take()
     assert len(ids(batcher.submit(Ask([5, 6], "base", Sampling(5))))) == 5
+
+
+def test_a_grammar_that_gives_up_fails_its_own_request_alone(batcher: Batcher, folder: Path) -> None:
+    broken = hold_to({"type": "boolean"}, make_renderer(folder / "base"), batcher.vocabulary)
+    with pytest.raises(RuntimeError):
+        broken.take(5)
+    beside = batcher.submit(Ask([5, 6, 7], "base", Sampling(12)))
+    with pytest.raises(RuntimeError, match="cannot be held to its schema"):
+        list(batcher.submit(Ask([5, 6, 7], "base", Sampling(12), broken)))
+    assert ids(beside) == expected(folder, [5, 6, 7], None, 12)
 
 
 def test_adapters_come_and_go(batcher: Batcher, folder: Path) -> None:

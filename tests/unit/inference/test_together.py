@@ -12,6 +12,7 @@ from tiny import FAMILIES, add_adapter, make_model
 from luthier.inference import together
 from luthier.inference.adapters import FIRST, Adapters
 from luthier.inference.decode import Decoder, OneByOne, Running
+from luthier.inference.kept import BLOCK
 from luthier.inference.pick import pick_decoder
 from luthier.inference.together import Together
 
@@ -72,6 +73,14 @@ def test_every_family_together_as_alone(family: str) -> None:
     assert greedy(way.value, requests, 12) == expected
 
 
+def test_one_by_one_computes_logits_of_the_last_token_alone() -> None:
+    model = add_adapter(make_model("qwen3_5"))
+    widths: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda _, inputs, __: widths.append(inputs[0].shape[1]))
+    greedy(OneByOne(adapters_on(model)), [Running([5, 6, 7, 8], FIRST), Running([9, 10], None)], 3, joining=2)
+    assert widths == [1] * 6
+
+
 def test_long_prompts_are_computed_in_parts_beside_running_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(together, "CHUNK", 7)
     decoder, _ = pick(make_model("llama"))
@@ -127,20 +136,19 @@ def test_a_common_beginning_is_computed_once_for_those_that_come_together() -> N
 
 
 def test_what_is_kept_is_bounded_and_the_latest_used() -> None:
-    decoder, _ = pick(make_model("llama"))
-    assert decoder.shape.token_bytes == 2 * 2 * (16 + 16) * 4
-    decoder.kept.limit = 60 * decoder.shape.token_bytes
+    size = 2 * 2 * (16 + 16) * 4  # of a token
+    decoder, _ = pick(make_model("llama"), kept_bytes=4 * BLOCK * size)
+    assert decoder.shape.token_bytes == size
     a, b, c = prompts(20, 20, 20)
-    greedy(decoder, [Running(list(a), None)], 6)
-    greedy(decoder, [Running(list(b), None)], 6)
-    again = Running(list(a), None)
-    greedy(decoder, [again], 6)
-    assert again.reused == 19
-    greedy(decoder, [Running(list(c), None)], 6)  # the third: b goes, which was not used for longest
-    assert [entry.ids[:20] for entry in decoder.kept.entries] == [a, c]
-    assert [len(entry.ids) for entry in decoder.kept.entries] == [25, 25]
+    for ids in (a, b, a, c):  # b goes, which was not used for longest
+        greedy(decoder, [Running(list(ids), None)], 6)
+    again = [Running(list(ids), None) for ids in (a, b, c)]
+    with torch.no_grad():
+        list(decoder._prompts(again, 99))
+    assert [request.reused for request in again] == [19, 0, 19]
+    assert decoder.kept.bytes == 4 * BLOCK * size
     decoder.forget(None)
-    assert decoder.kept.entries == []
+    assert list(decoder.kept.nodes) == []
 
 
 def test_the_model_is_given_back_as_it_was() -> None:

@@ -14,6 +14,7 @@ from serving import ASK, CHAT, Running, asks_of, paused, read_events, serving, u
 
 from luthier import console
 from luthier.server.answering import Limits
+from luthier.server.run import describe_memory
 
 LONG = {**ASK, "model": "base", "max_tokens": 200}
 
@@ -209,3 +210,14 @@ def test_health(server: Running) -> None:
     with server.client() as client:
         assert client.get("/health").json() == {"status": "ok"}
         assert client.get("/ready").json() == {"ready": True}
+
+
+def test_the_memory_it_may_take_is_said(server: Running) -> None:
+    """Of the tiny model, where a token's keys and values are 512 bytes, and the vocabulary is 400."""
+    now = mock.Mock(return_value=500_000_000)
+    with mock.patch("torch.cuda.memory_allocated", now):
+        said = describe_memory(server.models.batcher)
+    assert said == (
+        "500 MB now, about 1.6 GB under load: 1.1 GB for earlier requests (--cache), "
+        "1 MB for 4 answers of 128 tokens (--max-batch)"
+    )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import openai
 import pytest
+from pydantic import BaseModel, ConfigDict, Field
 from serving import Running, asks_of, until
 
 MESSAGES: Any = [{"role": "user", "content": "Who are you?"}]
@@ -38,6 +39,47 @@ def test_a_stream_with_its_usage(server: Running) -> None:
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert text == whole.choices[0].message.content
     assert (last.choices, last.usage.completion_tokens) == ([], 8)
+
+
+class Violin(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    wood: Literal["spruce", "maple"]
+    strings: Annotated[int, Field(ge=1, le=9)]
+    old: bool
+
+
+def test_answers_that_are_what_a_schema_describes(server: Running) -> None:
+    """Of random models, which have never seen JSON: whole and streamed, several at once, each held to its own."""
+    with client(server) as asked:
+        parsed = [
+            asked.chat.completions.parse(
+                model=name, messages=MESSAGES, response_format=Violin, max_tokens=60, n=3, temperature=1, seed=5
+            )
+            for name in ("base", "violin")
+        ]
+        stream = asked.chat.completions.create(
+            model="violin",
+            messages=MESSAGES,
+            max_tokens=60,
+            temperature=1,
+            seed=6,  # that of the second choice above
+            stream=True,
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "violin", "strict": True, "schema": Violin.model_json_schema()},
+            },
+        )
+        streamed = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+        cut = asked.chat.completions.create(
+            model="base", messages=MESSAGES, max_tokens=2, response_format={"type": "json_object"}
+        )
+    choices = [choice for answer in parsed for choice in answer.choices]
+    assert [choice.finish_reason for choice in choices] == ["stop"] * 6
+    assert all(isinstance(choice.message.parsed, Violin) for choice in choices)
+    assert len({choice.message.content for choice in choices}) > 1
+    assert streamed == parsed[1].choices[1].message.content
+    assert cut.choices[0].finish_reason == "length"
+    assert (cut.choices[0].message.content or "").startswith("{")
 
 
 def test_completions_and_log_probabilities(server: Running) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from serving import ASK, CHAT, TEXT, Running, asks_of, content, post, refusal, serving
+from tiny import QWEN3, make_tokenizer
 
+from luthier.data.render import Renderer
 from luthier.server.answering import Limits
+from luthier.server.errors import ApiError
+from luthier.server.models import Served
 
 FIVE = ["a", "b", "c", "d", "e"]
 NO_TOOLS = "not supported: this server takes and returns text."
@@ -24,9 +29,19 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         f"n: Input should be greater than or equal to 1. tools: {NO_TOOLS}",
     ),
     (
-        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "xml"}},
+        "response_format.type",
+        "response_format.type: Input should be 'text', 'json_object' or 'json_schema'.",
+    ),
+    (
+        {"response_format": {"type": "json_schema"}},
         "response_format",
-        "response_format: only text is supported: answers are not held to a grammar; ask for JSON in the prompt.",
+        "response_format: json_schema: needed with the type json_schema, and with no other.",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "strin"}}}},
+        "response_format",
+        "response_format: answers cannot be held to this schema: Invalid type: strin; change it, or leave that out.",
     ),
     ({"frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty: penalties are not supported; leave it at 0."),
     ({"logit_bias": {"5": 1}}, "logit_bias", "logit_bias: biases are not supported."),
@@ -65,6 +80,28 @@ def test_what_cannot_be_obeyed_is_refused(server: Running, changes: dict[str, An
     error = refusal(server, CHAT, {**ASK, **changes})
     assert error["message"] == message
     assert (error["type"], error["param"]) == ("invalid_request_error", param or None)
+
+
+def test_answers_cannot_be_held_to_a_schema_without_the_library(server: Running) -> None:
+    with mock.patch("importlib.util.find_spec", lambda name: None):
+        error = refusal(server, CHAT, {**ASK, "response_format": {"type": "json_object"}})
+    assert error == {
+        "message": "response_format: this server cannot hold answers to a schema; "
+        "whoever runs the server can: pip install llguidance.",
+        "type": "invalid_request_error",
+        "param": "response_format",
+        "code": "invalid_value",
+    }
+
+
+def test_an_answer_that_begins_with_thinking_is_not_held_to_a_schema() -> None:
+    served = Served("run", Renderer(make_tokenizer(QWEN3), thinking=True), None, is_base=False)
+    with pytest.raises(ApiError) as refused:
+        served.grammar({"type": "object"}, None, 400)
+    assert refused.value.message == (
+        "response_format: an answer that begins with thinking is no JSON; send enable_thinking: false."
+    )
+    assert served.grammar({"type": "object"}, False, 400)
 
 
 def test_neutral_values_are_taken(server: Running) -> None:
