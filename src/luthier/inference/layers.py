@@ -95,7 +95,8 @@ class _Layer:
             self.head_norm = torch.cat((q.expand(self.heads, -1), k.expand(self.groups, -1))), eps
 
         def together(*layers: Any) -> Linears:
-            return Linears(rows, layers, *_side_by_side([getattr(each, "base_layer", each) for each in layers]), adapters)
+            weight, bias = _side_by_side([getattr(layer, "base_layer", layer) for layer in layers])
+            return Linears(rows, layers, weight, bias, adapters)
 
         self.qkv = together(attention.q_proj, attention.k_proj, attention.v_proj)
         self.out = together(attention.o_proj)
@@ -133,7 +134,8 @@ def _rotary(embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Any]:
 
 def _norm(norm: Any) -> tuple[Tensor, float]:
     """The weight and epsilon of an RMSNorm."""
-    return norm.weight.detach().clone(), getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    eps: float = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+    return norm.weight.detach().clone(), eps
 
 
 def _normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -152,7 +154,7 @@ def _side_by_side(layers: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
         whole = weights[0].detach().as_strided(size, weights[0].stride())
     else:
         whole = torch.cat([weight.detach() for weight in weights])
-        for weight, part in zip(weights, whole.split(list(map(len, weights))), strict=True):
+        for weight, part in zip(weights, torch.split(whole, list(map(len, weights))), strict=True):
             weight.data = part
     biases = [layer.bias for layer in layers]
     if all(bias is None for bias in biases):

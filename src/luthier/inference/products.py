@@ -33,11 +33,11 @@ Way = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 def own_loop(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """torch's own product, which oneDNN otherwise stands in for."""
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
         return linear(x, weight, bias)
     finally:
-        torch.backends.mkldnn.enabled = True
+        torch.backends.mkldnn.enabled = True  # type: ignore[assignment]
 
 
 def columns(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
