@@ -32,7 +32,9 @@ Way = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def own_loop(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """torch's own product, which oneDNN otherwise stands in for."""
+    """torch's own product, which oneDNN otherwise stands in for.
+
+    The switch is the whole process's: what another thread multiplies at that moment is right as well, and slower."""
     torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
         return linear(x, weight, bias)
