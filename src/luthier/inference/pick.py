@@ -18,8 +18,9 @@ from luthier.inference.decode import Decoder, OneByOne, Running
 from luthier.inference.kept import Shape
 from luthier.inference.together import Together
 
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Largest relative difference of the two ways' logits that still counts as rounding."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 1e-2}
+"""Largest relative difference of the two ways' logits that still counts as rounding. In bfloat16 the two round in
+another order: SmolLM2's differ by 2 %."""
 
 
 def pick_decoder(adapters: Adapters, *, kept_bytes: int) -> Choice[Decoder]:

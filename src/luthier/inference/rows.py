@@ -1,7 +1,10 @@
-"""LoRA for a flat row whose tokens belong to different adapters: each run of tokens with its own.
+"""Linear layers for a flat row whose tokens belong to different adapters: each run of tokens with its own.
 
-    y = x W^T + b                         one product for all tokens
-    y[i:j] += (x[i:j] A^T) (s B)^T        for each adapter, in place
+For layers W1, W2, … that read the same input (q, k and v; gate and up; or one alone):
+
+    y = x [W1; W2; …]^T + b               one product for all tokens
+    t = x[i:j] [A1; A2; …]^T              for each adapter
+    y[i:j, part k] += t[:, part k] (s Bk)^T      in place
 
 The adapters' products are float32, as their masters are. They are not merged into the weights: in bfloat16 that would
 round an adapter away where it changes a weight by less than its last bit, and the base and other adapters need the
@@ -10,14 +13,15 @@ weights too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from luthier.engine.instance import is_replaced, replace_forward
+from luthier.engine.instance import replace_forward
+from luthier.inference.products import Products
 
 
 class NotTheRow(Exception):
@@ -25,15 +29,15 @@ class NotTheRow(Exception):
 
 
 class Rows:
-    """Which tokens belong to which adapter, for the LoRA layers of one model instance.
+    """Which tokens belong to which adapter, for the linear layers of one model instance.
 
     spans: (adapter, first token, end), and tokens: how many there are in all; set before each forward.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, product: Products) -> None:
+        self.product = product
         self.spans: list[tuple[str, int, int]] = []
         self.tokens = 0
-        self._input = self._wide = torch.empty(0)
 
     def install(self, model: Any, adapters: set[str]) -> bool:
         """Gives the LoRA layers of the model this forward. False, and nothing done, where one is more than that."""
@@ -43,37 +47,55 @@ class Rows:
         if not all(_is_plain(layer, adapters) for layer in layers):
             return False
         for layer in layers:
-            if is_replaced(layer):
-                del layer.forward
-            factors = {
-                name: (
-                    layer.lora_A[name].weight.detach().float().T.contiguous(),
-                    (layer.lora_B[name].weight.detach().float() * layer.scaling[name]).T.contiguous(),
-                )
-                for name in adapters
-                if name in layer.lora_A
-            }
-            replace_forward(layer, partial(self._forward, layer.base_layer, factors))
+            base = layer.base_layer
+            replace_forward(layer, partial(self._forward, Linears(self, [layer], base.weight, base.bias, adapters)))
         return True
 
-    def _forward(
-        self, base: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], own: Callable[..., Tensor], x: Tensor
-    ) -> Tensor:
-        y: Tensor = base(x)
-        rows, out = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-        if len(rows) != self.tokens:
+    def _forward(self, linears: Linears, own: Callable[..., Tensor], x: Tensor) -> Tensor:
+        row = x.reshape(-1, x.shape[-1])
+        if len(row) != self.tokens:
             raise NotTheRow
-        if self.spans and x is not self._input:  # q, k and v have the same
-            self._input, self._wide = x, rows.float()
-        for name, start, end in self.spans:
-            if name in factors:
-                down, up = factors[name]
-                narrow = self._wide[start:end] @ down
-                if out.dtype == torch.float32:
-                    out[start:end].addmm_(narrow, up)
+        return linears(row).view(*x.shape[:-1], -1)
+
+
+class Linears:
+    """Layers with one input, plain or LoRA; weight [sum of out, in] and bias are those of all of them."""
+
+    def __init__(
+        self, rows: Rows, layers: Sequence[Any], weight: Tensor, bias: Tensor | None, adapters: set[str]
+    ) -> None:
+        self.rows, self.weight, self.bias = rows, weight.detach(), bias
+        self.factors = {name: _factors(layers, name) for name in adapters}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [N, in], the whole row → [N, sum of out]."""
+        y = self.rows.product(x, self.weight, self.bias)
+        for name, start, end in self.rows.spans:
+            down, up = self.factors[name]
+            if down is None:
+                continue
+            narrow = x[start:end].float() @ down
+            for ranks, columns, factor in up:
+                out = y[start:end, columns]
+                if y.dtype == torch.float32:
+                    out.addmm_(narrow[:, ranks], factor)
                 else:
-                    out[start:end].add_(narrow @ up)
+                    out.add_(narrow[:, ranks] @ factor)
         return y
+
+
+def _factors(layers: Sequence[Any], name: str) -> tuple[Tensor | None, list[tuple[slice, slice, Tensor]]]:
+    """The adapter of these layers: [A1; A2; …]^T, and for each that has it (its part of t, its part of y, (s B)^T)."""
+    down, up = [], []
+    rank = out = 0
+    for layer in layers:
+        first, out = out, out + layer.out_features
+        if name in getattr(layer, "lora_A", ()):
+            down.append(layer.lora_A[name].weight.detach().float())
+            factor = (layer.lora_B[name].weight.detach().float() * layer.scaling[name]).T.contiguous()
+            up.append((slice(rank, rank + len(factor)), slice(first, out), factor))
+            rank += len(factor)
+    return (torch.cat(down).T.contiguous() if down else None), up
 
 
 def _is_plain(layer: Any, adapters: set[str]) -> bool:

@@ -138,8 +138,9 @@ def _draw_likeliest(logits: Tensor, samplings: Sequence[Sampling], uniform: Tens
 def _inverse(shares: Tensor, uniform: Tensor) -> Tensor:
     """[R]: the first place at which the running sum of shares [R, K] exceeds uniform [R] of their total."""
     sums = shares.cumsum(-1)
-    places = torch.searchsorted(sums, (uniform * sums[:, -1])[:, None], right=True)[:, 0]
-    return torch.minimum(places, (shares > 0).long().cumsum(-1).argmax(-1))  # rounding: never behind the last share
+    total = sums[:, -1]
+    below = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))  # rounding: never all of it
+    return torch.searchsorted(sums, below[:, None], right=True)[:, 0]
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:

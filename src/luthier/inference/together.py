@@ -28,6 +28,8 @@ from luthier.engine.scores import Scores
 from luthier.inference.adapters import Adapters
 from luthier.inference.decode import Running
 from luthier.inference.kept import Kept, Pool, Shape
+from luthier.inference.layers import Trial, fuse
+from luthier.inference.products import Products
 from luthier.inference.rows import NotTheRow, Rows
 
 NAME = "luthier_generate"
@@ -160,15 +162,21 @@ def cached_attention(
     if parts is None:
         raise ValueError("its attention is not told which token belongs to which request")
     scores = Scores(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
+    if isinstance(parts, Trial):
+        parts.scores[module] = scores
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    layer: int = module.layer_idx  # type: ignore[assignment]
+    return attend(parts, query, key, value, module.layer_idx, scores)[None], None  # type: ignore[arg-type]
+
+
+def attend(parts: list[Part], query: Tensor, key: Tensor, value: Tensor, layer: int, scores: Scores) -> Tensor:
+    """The same for query [N, H, D], key and value [N, G, D] → [N, H, D]."""
     if len(parts) == 1:
-        return parts[0].attend(query, key, value, layer, scores)[None], None
+        return parts[0].attend(query, key, value, layer, scores)
     seen = []
     for part in parts:
         mine = slice(part.start, part.end)
         seen.append(part.attend(query[mine], key[mine], value[mine], layer, scores))
-    return torch.cat(seen)[None], None
+    return torch.cat(seen)
 
 
 class Together:
@@ -185,7 +193,7 @@ class Together:
         AttentionMaskInterface.register(NAME, no_mask)
         self.adapters, self.shape = adapters, shape
         self.kept = Kept(shape, kept_bytes)
-        self.rows = Rows()
+        self.rows = Rows(Products(adapters.causal))
         self.mixed = False
         self._pools: dict[tuple[str | None, int], Pool] = {}
         self._owners: dict[Pool, list[Running]] = defaultdict(list)
@@ -194,22 +202,26 @@ class Together:
 
     def refresh(self) -> None:
         """After the model's adapters changed."""
-        self.adapters.causal.set_attn_implementation(NAME)
-        self.mixed = self.rows.install(self.adapters.model, self.adapters.loaded)
-        if self.mixed and not self._rows_fit():
+        causal, loaded = self.adapters.causal, self.adapters.loaded
+        causal.set_attn_implementation(NAME)
+        restore(self.adapters.model)
+        self.rows.product.install(causal)
+        self.mixed = self.rows.install(self.adapters.model, loaded)
+        if not self.mixed:
+            return
+        try:
+            fuse(causal, self.rows, loaded, attend, self._trial)
+        except NotTheRow:  # experts see some of the tokens
             self.mixed = False
             restore(self.adapters.model)
+            self.rows.product.install(causal)
 
-    def _rows_fit(self) -> bool:
-        """Whether every layer that an adapter changes sees the tokens as they lie: experts see some of them."""
-        trials = [Running([1, 2, 3], adapter) for adapter in sorted(self.adapters.loaded)]
-        try:
-            with torch.no_grad():
-                if trials:
-                    self._forward(list(self._prompts(trials, ALONE)))
-        except NotTheRow:
-            return False
-        return True
+    def _trial(self) -> Trial:
+        """A forward of a few tokens for each adapter, and without."""
+        requests = [Running([1, 2, 3], adapter) for adapter in (None, *sorted(self.adapters.loaded))]
+        parts = Trial(list(self._prompts(requests, ALONE)))
+        self._forward(parts)
+        return parts
 
     def step(self, running: Sequence[Running]) -> tuple[list[Running], Tensor]:
         answering = [request for request in running if isinstance(request.cache, Slot)]

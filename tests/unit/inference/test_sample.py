@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from luthier.inference.sample import Sampling, Token, choose, random_numbers
+from luthier.inference.sample import Sampling, Token, _inverse, choose, random_numbers
 
 SHARES = torch.tensor([0.1, 0.4, 0.2, 0.3])
 LOGITS = SHARES.log()[None] + 5
@@ -76,3 +76,9 @@ def test_a_row_is_drawn_as_alone() -> None:
 
 def test_without_a_seed_each_is_another() -> None:
     assert random_numbers(None).initial_seed() != random_numbers(None).initial_seed()
+
+
+def test_no_number_falls_behind_the_last_share() -> None:
+    shares = torch.tensor([[0.25, 0.0, 0.75, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4, 0.0]], dtype=torch.float64)
+    for number, expected in ((0.0, [0, 0]), (0.25, [2, 1]), (1 - 2**-53, [2, 3]), (1.0, [2, 3])):
+        assert _inverse(shares, torch.full((2,), number, dtype=torch.float64)).tolist() == expected
