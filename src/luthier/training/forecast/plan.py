@@ -18,11 +18,12 @@ from luthier.data.steps import Steps
 from luthier.engine.choose import has_dropout, pick_engine
 from luthier.engine.engines import Engine
 from luthier.hardware.memory import available_bytes, peak_bytes, resident_bytes
+from luthier.hardware.probe import cpu_name
 from luthier.model import adapters
 from luthier.recipe.schema import Recipe
 from luthier.report import events
 from luthier.training import activations, job, plan, room, takeover
-from luthier.training.forecast import memory, rates, subject
+from luthier.training.forecast import calibration, memory, rates, subject
 from luthier.training.forecast.memory import Memory
 from luthier.training.forecast.rates import Rates
 from luthier.training.forecast.seconds import READ_PER_SECOND, Seconds, seconds
@@ -142,7 +143,7 @@ class Forecast:
             stored=stored,
             runtime=self.runtime,
             half=dtype == "bfloat16",
-            shapes=_shapes(work, len(dearest)),
+            answers=memory.answers_bytes(self.config, sketch.dtype, work) if work else 0,
             offloaded=recipe.train.offload_activations,
         )
         planned = Plan(
@@ -163,6 +164,7 @@ class Forecast:
             loading=self.loading() + (sizes[0] / READ_PER_SECOND if self.to_come else 0),
             saved_bytes=room.BYTES_PER_WEIGHT * sizes[1] // 4,
             dearest=[Piece.of(batch, sketch.engine) for batch in dearest],
+            unplanned=calibration.unplanned(self.device, cpu_name())[0],
         )
         return replace(planned, seconds=spent, rates=self.measured[dtype])
 
@@ -286,14 +288,6 @@ def room_now(device: str) -> Room:
 
 def _facts(recipe: Recipe, device: str, dtype: str, engine: str) -> dict[str, Any]:
     return {"device": device, "dtype": dtype, "way": engine, "adapter": recipe.adapter.model_dump()}
-
-
-def _shapes(work: Workload | None, dearest: int) -> int:
-    """Micro-batches of a run, each of which is likely of a size of its own. Of a run that nothing is known of: many."""
-    if work is None:
-        return memory.MANY
-    answered = memory.OF_ANSWERS if work.questions else 0
-    return len(work.pieces) + len(work.heldout) + len(work.samples) + dearest + answered
 
 
 class _Only:

@@ -63,6 +63,7 @@ class Rates:
 
     new_token, outside_token: seconds of a layer, and of all else, for one more token of every answer.
     update: seconds of clipping and optimizer for the adapter of one layer.
+    new_shape: seconds more of a micro-batch of a size that was not computed before: kernels are written for it.
     products: FLOP/s of plain matrix products in this dtype.
     """
 
@@ -71,6 +72,7 @@ class Rates:
     new_token: float
     outside_token: float
     update: float
+    new_shape: float
     products: float
 
     def to_json(self) -> dict[str, Any]:
@@ -164,12 +166,15 @@ def measure(model: Any, engine: Engine, workload: Workload, dtype: str) -> Rates
     device = model.device.type
     with torch.random.fork_rng(), _first_layers(model, timed_layers(model.config) + 1):
         clock = _Clock(model, device)
-        steps = [_step(model, engine, batch, clock) for batch in workload.samples]
+        steps, colder = [], []
+        for batch in workload.samples:
+            steps.append(_step(model, engine, batch, clock))
+            colder.append(clock.colder)
         middle = workload.samples[len(workload.samples) // 2]
         heldout = _heldout(model, engine, middle, clock)
         update = _update(model)
         new_token, outside = _answers(model, engine, clock, max(1, workload.questions))
-    return Rates(steps, heldout, new_token, outside, update, _products(device, dtype))
+    return Rates(steps, heldout, new_token, outside, update, min(colder), _products(device, dtype))
 
 
 def _products(device: str, dtype: str) -> float:
@@ -178,12 +183,16 @@ def _products(device: str, dtype: str) -> float:
 
 
 class _Clock:
-    """When each layer begins and ends, forward and backward. The first one is not looked at."""
+    """When each layer begins and ends, forward and backward. The first one is not looked at.
+
+    colder: seconds that the first repetition of the latest work took more than the others.
+    """
 
     def __init__(self, model: Any, device: str) -> None:
         self.layers, self.device = activations.decoder_layers(model), device
         self.forward: list[float] = []
         self.marks: list[float] = []
+        self.colder = 0.0
 
     def now(self) -> float:
         if self.device != "cpu":
@@ -224,6 +233,7 @@ class _Clock:
             backward = (self.marks[-1] - self.marks[0]) / (len(self.marks) - 1) if len(self.marks) > 1 else 0.0
             found.append((statistics.fmean(own), backward, whole))
         forward, backward, whole = (statistics.median(each) for each in zip(*found[1:], strict=True))
+        self.colder = max(0.0, found[0][2] - whole)
         return forward, backward, whole
 
 
