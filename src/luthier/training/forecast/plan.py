@@ -57,6 +57,8 @@ class Plan:
     seconds: Seconds | None = None
     work: Workload | None = None
     rates: Rates | None = None
+    learned_from: int = 0
+    """Earlier runs that `seconds.unplanned` is of."""
     choices: dict[str, Choice[Any]] = field(default_factory=dict)
 
     @property
@@ -156,6 +158,7 @@ class Forecast:
             self.measured[dtype] = found_rates
         if dtype not in self.measured:
             return planned
+        unplanned, runs = calibration.unplanned(self.device, cpu_name())
         spent = seconds(
             work,
             self.measured[dtype],
@@ -164,9 +167,9 @@ class Forecast:
             loading=self.loading() + (sizes[0] / READ_PER_SECOND if self.to_come else 0),
             saved_bytes=room.BYTES_PER_WEIGHT * sizes[1] // 4,
             dearest=[Piece.of(batch, sketch.engine) for batch in dearest],
-            unplanned=calibration.unplanned(self.device, cpu_name())[0],
+            unplanned=unplanned,
         )
-        return replace(planned, seconds=spent, rates=self.measured[dtype])
+        return replace(planned, seconds=spent, rates=self.measured[dtype], learned_from=runs)
 
     def of(self, data: Prepared) -> Forecast:
         """The same with other rows."""

@@ -32,6 +32,9 @@ def show(plan: Plan, lengths: dict[str, Any] | None) -> None:
     if plan.seconds is not None:
         parts = [(part, words.duration(spent)) for part, spent in vars(plan.seconds).items()]
         console.table(("time", ""), [*parts, ("in all", words.duration(plan.seconds.total))])
+        if plan.learned_from:
+            runs = "run" if plan.learned_from == 1 else f"{plan.learned_from} runs"
+            console.say(f"unplanned: what the last {runs} here took beyond such a plan, besides the steps")
     console.say(verdict(plan))
 
 
