@@ -40,7 +40,7 @@ def begin_answer(
     """The first tokens of the greedy answer, and how many they are; it ends where `given_up` says so."""
     request = Running(renderer.prompt_ids(prompt), adapter)
     begin = len(request.ids)
-    _greedy(decoder, [request], frozenset(renderer.stop_ids), max_new_tokens, given_up)
+    greedy(decoder, [request], frozenset(renderer.stop_ids), max_new_tokens, given_up)
     decoder.end(request, keep=False)
     return _text(renderer, request.ids[begin:]), len(request.ids) - begin
 
@@ -91,18 +91,19 @@ def decode(model: Any, requests: Sequence[Running], stop_ids: frozenset[int], ma
     with evaluating(model), torch.no_grad():
         decoder = pick_decoder(Adapters(model), kept_bytes=KEPT_BYTES).value
         try:
-            _greedy(decoder, requests, stop_ids, max_new_tokens)
+            greedy(decoder, requests, stop_ids, max_new_tokens)
         finally:
             decoder.close()
 
 
-def _greedy(
+def greedy(
     decoder: Decoder,
     requests: Sequence[Running],
     stop_ids: frozenset[int],
     max_new_tokens: int,
     given_up: Callable[[], bool] = lambda: False,
 ) -> None:
+    """Adds to each request its likeliest tokens, up to the first stop token; it ends where `given_up` says so."""
     left = {id(request): max_new_tokens for request in requests}
     waiting = list(reversed(requests))
     running: list[Running] = []

@@ -28,8 +28,10 @@ from luthier.engine.instance import evaluating, in_mode
 from luthier.hardware import compute
 from luthier.hardware.probe import cpu_name
 from luthier.hub.cache import cache_dir
+from luthier.inference.adapters import Adapters
 from luthier.inference.decode import Running
-from luthier.inference.generate import decode
+from luthier.inference.generate import greedy
+from luthier.inference.pick import pick_decoder
 from luthier.report import disk
 from luthier.training import activations
 from luthier.training.forecast.sketch import period, shortened
@@ -277,15 +279,17 @@ def _answers(model: Any, engine: Engine, clock: _Clock, questions: int) -> tuple
     """Seconds of a layer, and of all else, for one more token of each answer of the tuned and the base model."""
     few, many = NEW_TOKENS
     adapter = model.active_adapter
-
-    def answer(tokens: int) -> None:
-        requests = [Running([1] * 8, key) for key in (adapter, None) for _ in range(questions)]
-        decode(model, requests, frozenset(), tokens)
-
     install(model, PlainEngine())
     try:
-        _, _, shorter = clock.time(partial(answer, few))
-        _, _, longer = clock.time(partial(answer, many))
+        with evaluating(model), torch.no_grad():
+            decoder = pick_decoder(Adapters(model), kept_bytes=0).value
+
+            def answer(tokens: int) -> None:
+                requests = [Running([1] * 8, key) for key in (adapter, None) for _ in range(questions)]
+                greedy(decoder, requests, frozenset(), tokens)
+
+            _, _, shorter = clock.time(partial(answer, few))
+            _, _, longer = clock.time(partial(answer, many))
     finally:
         install(model, engine)
     layer = statistics.median(clock.forward[len(clock.layers) :])  # without the prompt's
