@@ -37,8 +37,9 @@ from luthier.training import activations
 from luthier.training.forecast.sketch import period, shortened
 from luthier.training.forecast.workload import Piece, Workload
 
-# For each micro-batch: how long and how often at most; once after a warm-up at least.
-SECONDS, MOST = 0.4, 12
+# For each micro-batch: how long and how often at most, and how often at least, after a warm-up: the middle of three is
+# not the one that another program disturbed.
+SECONDS, MOST, LEAST = 0.4, 12, 3
 NEW_TOKENS = 2, 8  # of the answers that are timed: their difference knows nothing of the prompt
 SAME_SPEED = 0.25  # a machine that was busy with something else then, or is now, is measured again
 LIBRARIES = ("torch", "transformers", "peft")
@@ -225,7 +226,7 @@ class _Clock:
         """Seconds of a layer forward, backward, and of the whole: the medians of some repetitions."""
         found: list[tuple[float, float, float]] = []
         first = self.now()
-        while len(found) < 2 or (self.now() - first < SECONDS and len(found) <= MOST):
+        while len(found) <= LEAST or (self.now() - first < SECONDS and len(found) <= MOST):
             self.forward, self.marks = [], []
             began = self.now()
             with self.watching():
