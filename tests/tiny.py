@@ -88,6 +88,18 @@ _GEMMA: dict[str, Any] = {
     "query_pre_attn_scalar": 16,
     "layer_types": ["sliding_attention", "full_attention"],
 }
+# Half of the layers take keys and values of earlier ones; those that see everything have wider heads.
+_GEMMA4: dict[str, Any] = {
+    **_WINDOWED,
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "global_head_dim": 32,
+    "num_kv_shared_layers": 2,
+    "use_double_wide_mlp": True,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 400,
+    "final_logit_softcapping": 30.0,
+}
 _GPT2: dict[str, Any] = {
     "vocab_size": 400,
     "n_embd": 64,
@@ -107,6 +119,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", _SHAPE),
     "qwen3": ("qwen3", {**_SHAPE, "head_dim": 16}),
     "gemma3": ("gemma3_text", _GEMMA),
+    "gemma4": ("gemma4_text", _GEMMA4),
     "mistral": ("mistral", _WINDOWED),
     "phi": ("phi", _SHAPE),
     "phi3": ("phi3", _SHAPE),

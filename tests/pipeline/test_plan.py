@@ -15,7 +15,7 @@ import luthier as api
 from luthier.training.forecast import plan as planning
 from luthier.training.forecast.plan import Room
 
-PARTS = ["weights", "adapter", "gradients", "optimizer", "activations", "logits", "holes", "runtime"]
+PARTS = ["weights", "adapter", "gradients", "optimizer", "activations", "logits", "holes", "kernels", "runtime"]
 WEIGHTS = 4 * (2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64 + 2 * 64) + 2 * 400 * 64 + 64)
 ADAPTER = 4 * 2 * 4 * (2 * 128 + 2 * 96 + 3 * 160)
 
@@ -34,7 +34,7 @@ def test_the_parts_of_a_recipe(shop: Workplace) -> None:
     assert found["memory"]["host"] == {}
     assert (found["ok"], found["fits"], found["changes"], found["written"]) == (True, True, [], None)
     assert (found["layers"], found["recomputed_layers"], found["weights"]) == (2, 0, (WEIGHTS + ADAPTER) // 4)
-    assert list(found["seconds"]) == ["before", "steps", "evaluation", "saves", "answers", "total"]
+    assert list(found["seconds"]) == ["before", "steps", "evaluation", "saves", "answers", "unplanned", "total"]
 
 
 def test_tokens_are_those_that_the_run_computes(shop: Workplace) -> None:

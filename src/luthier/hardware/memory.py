@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import sys
 
 
@@ -41,3 +43,10 @@ def available_bytes(device: str) -> int:
     free = int(psutil.virtual_memory().available)
     room = Cgroups().memory_room()
     return free if room is None else min(free, room[1])
+
+
+def release() -> None:
+    """Gives the system back what was freed: glibc keeps blocks below 32 MB. Elsewhere it does nothing."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -29,7 +29,8 @@ def answer_all(
 
 
 def begin_answer(
-    model: Any,
+    decoder: Decoder,
+    adapter: str | None,
     renderer: Renderer,
     prompt: Sequence[Message],
     *,
@@ -37,8 +38,11 @@ def begin_answer(
     given_up: Callable[[], bool] = lambda: False,
 ) -> tuple[str, int]:
     """The first tokens of the greedy answer, and how many they are; it ends where `given_up` says so."""
-    found = _answers(model, renderer, [(prompt, _adapter(model))], max_new_tokens, given_up)
-    return _texts(renderer, found)[0], len(found[0])
+    request = Running(renderer.prompt_ids(prompt), adapter)
+    begin = len(request.ids)
+    greedy(decoder, [request], frozenset(renderer.stop_ids), max_new_tokens, given_up)
+    decoder.end(request, keep=False)
+    return _text(renderer, request.ids[begin:]), len(request.ids) - begin
 
 
 def answer_with_and_without(
@@ -72,40 +76,34 @@ def _answers(
     renderer: Renderer,
     asked: Sequence[tuple[Sequence[Message], str | None]],
     max_new_tokens: int,
-    given_up: Callable[[], bool] = lambda: False,
 ) -> list[list[int]]:
     """The tokens of each answer, the one that ends it included."""
     if not asked:
         return []
     requests = [Running(renderer.prompt_ids(prompt), adapter) for prompt, adapter in asked]
     begins = [len(request.ids) for request in requests]
-    decode(model, requests, frozenset(renderer.stop_ids), max_new_tokens, given_up)
+    decode(model, requests, frozenset(renderer.stop_ids), max_new_tokens)
     return [request.ids[begin:] for request, begin in zip(requests, begins, strict=True)]
 
 
-def decode(
-    model: Any,
+def decode(model: Any, requests: Sequence[Running], stop_ids: frozenset[int], max_new_tokens: int) -> None:
+    """Adds to each request its likeliest tokens, up to the first stop token; AT_ONCE of them together."""
+    with evaluating(model), torch.no_grad():
+        decoder = pick_decoder(Adapters(model), kept_bytes=KEPT_BYTES).value
+        try:
+            greedy(decoder, requests, stop_ids, max_new_tokens)
+        finally:
+            decoder.close()
+
+
+def greedy(
+    decoder: Decoder,
     requests: Sequence[Running],
     stop_ids: frozenset[int],
     max_new_tokens: int,
     given_up: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Adds to each request its likeliest tokens, up to the first stop token; AT_ONCE of them together."""
-    with evaluating(model), torch.no_grad():
-        decoder = pick_decoder(Adapters(model), kept_bytes=KEPT_BYTES).value
-        try:
-            _greedy(decoder, requests, stop_ids, max_new_tokens, given_up)
-        finally:
-            decoder.close()
-
-
-def _greedy(
-    decoder: Decoder,
-    requests: Sequence[Running],
-    stop_ids: frozenset[int],
-    max_new_tokens: int,
-    given_up: Callable[[], bool],
-) -> None:
+    """Adds to each request its likeliest tokens, up to the first stop token; it ends where `given_up` says so."""
     left = {id(request): max_new_tokens for request in requests}
     waiting = list(reversed(requests))
     running: list[Running] = []

@@ -15,7 +15,7 @@ from luthier.engine.engines import PlainEngine, install
 from luthier.evaluation.answers import compare, questions, with_reference_losses
 from luthier.evaluation.ending import end_probability
 from luthier.evaluation.rows import BothLosses, measure_references, measure_rows
-from luthier.hardware.memory import peak_bytes
+from luthier.hardware.memory import peak_bytes, release
 from luthier.hardware.probe import probe
 from luthier.report.page import write_report
 from luthier.report.record import RunFolder, timeline
@@ -33,6 +33,7 @@ def finish(job: Job, run: RunFolder, began: float | None = None) -> None:
         began: `time.perf_counter()` when the command began, of a run with no other session.
     """
     recipe = job.recipe
+    release()  # what the steps took: answers need room of their own
     measured, references = _heldout(job)
     install(job.model, PlainEngine())
     console.say("Answers before and after …")

@@ -25,6 +25,7 @@ from luthier.data.render import Example
 from luthier.data.steps import Steps
 from luthier.engine.engines import Engine
 from luthier.evaluation.heldout import mean_loss
+from luthier.hardware.memory import release
 from luthier.report import disk
 from luthier.training import checkpoint, randomness, room
 from luthier.training.activations import offloaded
@@ -239,6 +240,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         self.evaluation_seconds = time.perf_counter() - began
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        release()  # or what a step takes next lies between holes that other shapes left
         return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:

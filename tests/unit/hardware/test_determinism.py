@@ -7,7 +7,7 @@ import torch
 
 from luthier.choice import Choice
 from luthier.errors import Problem, RecipeError
-from luthier.hardware.determinism import deterministic, pick_deterministic
+from luthier.hardware.determinism import WORKSPACE, deterministic, pick_deterministic
 from luthier.hardware.environment import prepare_torch
 
 
@@ -47,9 +47,9 @@ def test_torch_is_told_and_is_itself_again() -> None:
 def test_cublas_is_told_before_torch_is_imported() -> None:
     environ: dict[str, str] = {}
     chosen = prepare_torch(environ, [], "2.13.0+cu130", deterministic=True)
-    assert chosen == {"CUBLAS_WORKSPACE_CONFIG": Choice(":4096:8", "train.deterministic asks for it")}
-    assert environ == {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    assert chosen[WORKSPACE] == Choice(":4096:8", "train.deterministic asks for it")
+    assert environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     environ = {"CUBLAS_WORKSPACE_CONFIG": ":16:8"}
     chosen = prepare_torch(environ, [], "2.13.0+cu130", deterministic=True)
-    assert chosen == {"CUBLAS_WORKSPACE_CONFIG": Choice(":16:8", "set by you")}
-    assert prepare_torch({}, [], "2.13.0+cpu", deterministic=True) == {}
+    assert chosen[WORKSPACE] == Choice(":16:8", "set by you")
+    assert WORKSPACE not in prepare_torch({}, [], "2.13.0+cpu", deterministic=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from luthier.choice import Choice
-from luthier.hardware.environment import AOTRITON, prepare_torch
+from luthier.hardware.environment import AOTRITON, KERNELS, prepare_torch
 from luthier.hardware.parse import Gpu
 
 ROCM = "2.13.0+rocm10.0.0"
+USUAL = {KERNELS: Choice("64", "a CPU's kernels for as many shapes are kept, in the place of 1,024")}
 
 
 def amd(target: str) -> list[Gpu]:
@@ -22,28 +23,30 @@ def amd(target: str) -> list[Gpu]:
 def test_chips_whose_fast_attention_must_be_asked_for(target: str) -> None:
     environ: dict[str, str] = {}
     chosen = prepare_torch(environ, amd(target), ROCM)
-    assert chosen == {AOTRITON: Choice("1", f"torch has fast attention for {target}, but uses it only when asked")}
-    assert environ == {"TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL": "1"}
+    reason = f"torch has fast attention for {target}, but uses it only when asked"
+    assert chosen == {**USUAL, AOTRITON: Choice("1", reason)}
+    assert environ == {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL": "1"}
 
 
 @pytest.mark.parametrize("target", ["gfx1100", "gfx942", "gfx1103", "gfx902", ""])
 def test_other_chips_need_nothing(target: str) -> None:
     environ: dict[str, str] = {}
-    assert prepare_torch(environ, amd(target), ROCM) == {}
-    assert environ == {}
+    assert prepare_torch(environ, amd(target), ROCM) == USUAL
+    assert list(environ) == [KERNELS]
 
 
 def test_the_users_value_stays() -> None:
-    environ = {AOTRITON: "0"}
-    assert prepare_torch(environ, amd("gfx1151"), ROCM) == {AOTRITON: Choice("0", "set by you")}
-    assert environ == {AOTRITON: "0"}
+    environ = {AOTRITON: "0", KERNELS: "1024"}
+    assert prepare_torch(environ, amd("gfx1151"), ROCM) == {
+        AOTRITON: Choice("0", "set by you"),
+        KERNELS: Choice("1024", "set by you"),
+    }
+    assert environ == {AOTRITON: "0", KERNELS: "1024"}
 
 
 @pytest.mark.parametrize("version", ["2.13.0+cpu", "2.13.0+cu130"])
-def test_other_builds_of_torch_need_nothing(version: str) -> None:
-    environ: dict[str, str] = {}
-    assert prepare_torch(environ, amd("gfx1151"), version) == {}
-    assert environ == {}
+def test_other_builds_of_torch_need_no_more(version: str) -> None:
+    assert prepare_torch({}, amd("gfx1151"), version) == USUAL
 
 
 def test_libraries_are_imported_without_the_garbage_collector() -> None:

@@ -11,6 +11,7 @@ from luthier.data.conversation import Message
 from luthier.data.render import Renderer
 from luthier.engine.engines import FlatEngine, install
 from luthier.engine.instance import is_replaced
+from luthier.inference.pick import pick_decoder
 from luthier.report.events import Event
 from luthier.training.sample import Sample
 
@@ -39,6 +40,35 @@ def test_the_answer_and_what_it_took(model: Any, tokenizer: Any, monkeypatch: py
     assert (event["step"], event["prompt"], event["tokens"]) == (7, "你是谁？", 5)
     assert event["seconds"] > 0
     assert ask(model, tokenizer)[0] | {"seconds": 0} == event | {"seconds": 0}
+
+
+def test_the_fast_way_is_proved_once_and_sees_new_weights(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luthier.training.sample.MAX_NEW_TOKENS", 5)
+    proved: list[int] = []
+
+    def pick(*args: Any, **options: Any) -> Any:
+        proved.append(1)
+        return pick_decoder(*args, **options)
+
+    monkeypatch.setattr("luthier.training.sample.pick_decoder", pick)
+    emitted: list[Event] = []
+    install(model, engine := FlatEngine())
+    sample = Sample(Renderer(tokenizer), engine, PROMPT, emitted.append, lambda: False)
+    state = SimpleNamespace(is_world_process_zero=True, global_step=7)
+    for _ in range(2):
+        sample.on_evaluate(None, state, None, model=model)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.mul_(-2)
+    assert len(proved) == 1
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.div_(-2)
+    assert ask(model, tokenizer)[0]["answer"] == emitted[1]["answer"] != emitted[0]["answer"]
 
 
 def test_model_and_random_numbers_are_left_as_they_were(model: Any, tokenizer: Any) -> None:

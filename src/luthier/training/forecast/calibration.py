@@ -15,6 +15,7 @@ from luthier.report import words
 
 FIGURES = ("peak_memory_bytes", "seconds", "total_seconds")
 """As `result` of run.json names them: `seconds` are those of the steps, `total_seconds` of the whole command."""
+LATEST = 5  # runs that a plan is corrected by
 Entry = dict[str, Any]
 
 
@@ -39,6 +40,7 @@ def compared(plan: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, An
     return {
         **{name: plan[name] for name in ("time", "device", "dtype")},
         "planned": {figure: planned[figure] for figure in FIGURES},
+        "unplanned": (plan["seconds"] or {}).get("unplanned", 0.0),
         "actual": actual,
     }
 
@@ -64,6 +66,27 @@ def history() -> list[Entry]:
                 if isinstance(entry, dict) and {"run", "planned", "actual"} <= entry.keys():
                     found.append(entry)
     return found
+
+
+def unplanned(device: str, cpu: str) -> tuple[float, int]:
+    """Seconds that the latest runs here took beyond their plans besides the steps, in the middle; and of how many runs.
+
+    Of plans as they were before they were corrected by this.
+    """
+    alike = [entry for entry in history() if entry.get("device") == device and entry.get("cpu") == cpu]
+    beyond = [over for entry in alike if (over := _beyond(entry)) is not None][-LATEST:]
+    return (max(0.0, statistics.median(beyond)), len(beyond)) if beyond else (0.0, 0)
+
+
+def _beyond(entry: Entry) -> float | None:
+    actual, planned = _rest(entry["actual"]), _rest(entry["planned"])
+    return None if actual is None or planned is None else actual - planned + float(entry.get("unplanned", 0))
+
+
+def _rest(figures: Mapping[str, float | None]) -> float | None:
+    """Seconds of all but the steps, None where not both are known."""
+    total, steps = figures.get("total_seconds"), figures.get("seconds")
+    return None if total is None or steps is None else total - steps
 
 
 def error(entry: Entry, figure: str) -> float | None:

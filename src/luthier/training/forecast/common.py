@@ -10,7 +10,7 @@ from typing import Any
 from luthier import console
 from luthier.model import load
 from luthier.recipe.schema import AdapterSettings
-from luthier.training.forecast.memory import MANY, memory
+from luthier.training.forecast.memory import memory
 from luthier.training.forecast.sketch import Sketch
 from luthier.training.forecast.workload import imagined
 
@@ -69,7 +69,7 @@ def needs(model: dict[str, Any]) -> Needs:
         *_, weights = sketch.sizes
         for again in (False, True):
             taken = sketch.take(batch, sketch.layers if again else 0)
-            found = memory(device, sketch.sizes, taken, stored=0, runtime=RUNTIME, shapes=MANY, half=True)
+            found = memory(device, sketch.sizes, taken, stored=0, runtime=RUNTIME, half=True)
             peaks[device, again] = found.peak
     return Needs(model["name"], weights, peaks)
 

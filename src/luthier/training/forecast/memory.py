@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import sys
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.training.forecast.sketch import Taken
+import torch
+
+from luthier.evaluation.answers import MAX_NEW_TOKENS
+from luthier.hardware.environment import KERNELS_KEPT
+from luthier.inference.generate import AT_ONCE
+from luthier.training.forecast.sketch import Taken, key_heads
+from luthier.training.forecast.workload import Workload
 
 MOMENTS = 2  # of AdamW, beside each weight of the adapter and its gradient
 LATER = 70_000_000
@@ -18,23 +23,23 @@ CONTEXT = 600_000_000
 
 HOLES = 0.28
 """glibc keeps freed blocks below 32 MB, and asks for aligned ones that do not fit into them again. Holes came to this
-share of what all layers keep, recomputed or not: SmolLM2 in float32, 512 and 1024 tokens at once."""
+share of what all layers keep, recomputed or not: SmolLM2 in float32, 512 and 1024 tokens at once. In bfloat16, with the
+kernels beside them, 0.14 (Qwen3 0.6B) to 0.2 (SmolLM2) were seen."""
 
-KERNELS, SHAPES = 1_450_000_000, 45
-"""In bfloat16, oneDNN writes a program for each shape that it multiplies and keeps the last 1,024: with them and the
-holes between, this many bytes more, two thirds of them after SHAPES micro-batches. Fitted to ten runs of SmolLM2 with 6
-and 48 steps: after 15, 22 and 55 micro-batches 0.3, 0.5 to 0.8 and 0.8 GB, where this says 0.4, 0.6 and 1.0. Wider
-models take more: 0.8 and 1.0 GB after 15 and 10 micro-batches of Qwen3 0.6B."""
-OF_ANSWERS = 2  # micro-batches that writing answers is like
-MANY = 10**6  # micro-batches of a run that nothing is known of
+KERNELS = KERNELS_KEPT * 1_416_000
+"""oneDNN's for bfloat16: SmolLM2's memory grew by so much for each shape until 1,024 were kept."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by part. `device`: where it computes; on a CPU that is all there is, and `host` is empty."""
+    """Bytes by part. `device`: where it computes; on a CPU that is all there is, and `host` is empty.
+
+    phase: of the run, in which it takes most: `steps`, `reading` the weights, or `answers`.
+    """
 
     device: dict[str, int]
     host: dict[str, int]
+    phase: str = "steps"
 
     @property
     def peak(self) -> int:
@@ -47,7 +52,7 @@ class Memory:
 
     def to_json(self) -> dict[str, Any]:
         parts = {"device": self.device, "host": self.host}
-        return {"peak_bytes": self.peak, "measurable_bytes": self.measurable, **parts}
+        return {"peak_bytes": self.peak, "measurable_bytes": self.measurable, "phase": self.phase, **parts}
 
 
 def memory(
@@ -57,8 +62,8 @@ def memory(
     *,
     stored: int,
     runtime: int,
-    shapes: int,
     half: bool,
+    answers: int = 0,
     offloaded: bool = False,
 ) -> Memory:
     """What a run takes on `device`.
@@ -68,7 +73,8 @@ def memory(
         taken: by the dearest micro-batch.
         stored: bytes of the weight files, where they are read into another dtype.
         runtime: resident bytes of this process, without any weights.
-        shapes: micro-batches of the run; half: whether they are computed in bfloat16.
+        half: whether it is computed in bfloat16.
+        answers: keys and values of those that are written together.
         offloaded: whether what layers keep waits in the host's memory.
     """
     weights, adapter, _ = sizes
@@ -81,16 +87,29 @@ def memory(
             computing["activations"] -= waiting
             host["activations"] = waiting
         return Memory({**computing, "runtime": CONTEXT}, host)
-    computing |= allocator(taken.kept, shapes, half=half) | {"runtime": runtime + LATER}
-    reading = {"weights": weights, "weight files": stored, "runtime": runtime}
-    return Memory(max(computing, reading, key=lambda parts: sum(parts.values())), {})
+    beside = {"kernels": KERNELS if half else 0, "runtime": runtime + LATER}
+    phases = {
+        "steps": {**computing, "holes": round(HOLES * taken.kept) if leaves_holes() else 0, **beside},
+        "reading": {"weights": weights, "weight files": stored, "runtime": runtime},
+        "answers": {**steady, "keys and values": answers, **beside},
+    }
+    phase = max(phases, key=lambda name: sum(phases[name].values()))
+    return Memory(phases[phase], {}, phase)
 
 
-def allocator(kept: int, shapes: int, *, half: bool) -> dict[str, int]:
-    """What a CPU's libraries hold beside the tensors that live."""
-    if half:
-        return {"kernels": round(KERNELS * (1 - math.exp(-shapes / SHAPES)))}
-    return {"holes": round(HOLES * kept) if leaves_holes() else 0}
+def answers_bytes(config: Any, dtype: torch.dtype, work: Workload) -> int:
+    """Keys and values while base and tuned model answer, in pools that double: the old one beside the new."""
+    if not work.questions:
+        return 0
+    heads, width = key_heads(config)
+    token: int = 2 * config.get_text_config().num_hidden_layers * heads * width * dtype.itemsize
+    length = _doubled(work.prompt_tokens // work.questions + MAX_NEW_TOKENS)
+    return 2 * _doubled(min(work.questions, AT_ONCE // 2)) * (length + length // 2) * token
+
+
+def _doubled(count: int) -> int:
+    """The power of two that holds so many."""
+    return 1 << (count - 1).bit_length()
 
 
 def leaves_holes() -> bool:

@@ -18,11 +18,12 @@ from luthier.data.steps import Steps
 from luthier.engine.choose import has_dropout, pick_engine
 from luthier.engine.engines import Engine
 from luthier.hardware.memory import available_bytes, peak_bytes, resident_bytes
+from luthier.hardware.probe import cpu_name
 from luthier.model import adapters
 from luthier.recipe.schema import Recipe
 from luthier.report import events
 from luthier.training import activations, job, plan, room, takeover
-from luthier.training.forecast import memory, rates, subject
+from luthier.training.forecast import calibration, memory, rates, subject
 from luthier.training.forecast.memory import Memory
 from luthier.training.forecast.rates import Rates
 from luthier.training.forecast.seconds import READ_PER_SECOND, Seconds, seconds
@@ -56,6 +57,8 @@ class Plan:
     seconds: Seconds | None = None
     work: Workload | None = None
     rates: Rates | None = None
+    learned_from: int = 0
+    """Earlier runs that `seconds.unplanned` is of."""
     choices: dict[str, Choice[Any]] = field(default_factory=dict)
 
     @property
@@ -142,7 +145,7 @@ class Forecast:
             stored=stored,
             runtime=self.runtime,
             half=dtype == "bfloat16",
-            shapes=_shapes(work, len(dearest)),
+            answers=memory.answers_bytes(self.config, sketch.dtype, work) if work else 0,
             offloaded=recipe.train.offload_activations,
         )
         planned = Plan(
@@ -155,6 +158,7 @@ class Forecast:
             self.measured[dtype] = found_rates
         if dtype not in self.measured:
             return planned
+        unplanned, runs = calibration.unplanned(self.device, cpu_name())
         spent = seconds(
             work,
             self.measured[dtype],
@@ -163,8 +167,9 @@ class Forecast:
             loading=self.loading() + (sizes[0] / READ_PER_SECOND if self.to_come else 0),
             saved_bytes=room.BYTES_PER_WEIGHT * sizes[1] // 4,
             dearest=[Piece.of(batch, sketch.engine) for batch in dearest],
+            unplanned=unplanned,
         )
-        return replace(planned, seconds=spent, rates=self.measured[dtype])
+        return replace(planned, seconds=spent, rates=self.measured[dtype], learned_from=runs)
 
     def of(self, data: Prepared) -> Forecast:
         """The same with other rows."""
@@ -286,14 +291,6 @@ def room_now(device: str) -> Room:
 
 def _facts(recipe: Recipe, device: str, dtype: str, engine: str) -> dict[str, Any]:
     return {"device": device, "dtype": dtype, "way": engine, "adapter": recipe.adapter.model_dump()}
-
-
-def _shapes(work: Workload | None, dearest: int) -> int:
-    """Micro-batches of a run, each of which is likely of a size of its own. Of a run that nothing is known of: many."""
-    if work is None:
-        return memory.MANY
-    answered = memory.OF_ANSWERS if work.questions else 0
-    return len(work.pieces) + len(work.heldout) + len(work.samples) + dearest + answered
 
 
 class _Only:

@@ -28,15 +28,18 @@ from luthier.engine.instance import evaluating, in_mode
 from luthier.hardware import compute
 from luthier.hardware.probe import cpu_name
 from luthier.hub.cache import cache_dir
+from luthier.inference.adapters import Adapters
 from luthier.inference.decode import Running
-from luthier.inference.generate import decode
+from luthier.inference.generate import greedy
+from luthier.inference.pick import pick_decoder
 from luthier.report import disk
 from luthier.training import activations
 from luthier.training.forecast.sketch import period, shortened
 from luthier.training.forecast.workload import Piece, Workload
 
-# For each micro-batch: how long and how often at most; once after a warm-up at least.
-SECONDS, MOST = 0.4, 12
+# For each micro-batch: how long and how often at most, and how often at least, after a warm-up: the middle of three is
+# not the one that another program disturbed.
+SECONDS, MOST, LEAST = 0.4, 12, 3
 NEW_TOKENS = 2, 8  # of the answers that are timed: their difference knows nothing of the prompt
 SAME_SPEED = 0.25  # a machine that was busy with something else then, or is now, is measured again
 LIBRARIES = ("torch", "transformers", "peft")
@@ -63,6 +66,7 @@ class Rates:
 
     new_token, outside_token: seconds of a layer, and of all else, for one more token of every answer.
     update: seconds of clipping and optimizer for the adapter of one layer.
+    new_shape: seconds more of a micro-batch of a size that was not computed before: kernels are written for it.
     products: FLOP/s of plain matrix products in this dtype.
     """
 
@@ -71,6 +75,7 @@ class Rates:
     new_token: float
     outside_token: float
     update: float
+    new_shape: float
     products: float
 
     def to_json(self) -> dict[str, Any]:
@@ -164,12 +169,15 @@ def measure(model: Any, engine: Engine, workload: Workload, dtype: str) -> Rates
     device = model.device.type
     with torch.random.fork_rng(), _first_layers(model, timed_layers(model.config) + 1):
         clock = _Clock(model, device)
-        steps = [_step(model, engine, batch, clock) for batch in workload.samples]
+        steps, colder = [], []
+        for batch in workload.samples:
+            steps.append(_step(model, engine, batch, clock))
+            colder.append(clock.colder)
         middle = workload.samples[len(workload.samples) // 2]
         heldout = _heldout(model, engine, middle, clock)
         update = _update(model)
         new_token, outside = _answers(model, engine, clock, max(1, workload.questions))
-    return Rates(steps, heldout, new_token, outside, update, _products(device, dtype))
+    return Rates(steps, heldout, new_token, outside, update, min(colder), _products(device, dtype))
 
 
 def _products(device: str, dtype: str) -> float:
@@ -178,12 +186,16 @@ def _products(device: str, dtype: str) -> float:
 
 
 class _Clock:
-    """When each layer begins and ends, forward and backward. The first one is not looked at."""
+    """When each layer begins and ends, forward and backward. The first one is not looked at.
+
+    colder: seconds that the first repetition of the latest work took more than the others.
+    """
 
     def __init__(self, model: Any, device: str) -> None:
         self.layers, self.device = activations.decoder_layers(model), device
         self.forward: list[float] = []
         self.marks: list[float] = []
+        self.colder = 0.0
 
     def now(self) -> float:
         if self.device != "cpu":
@@ -214,7 +226,7 @@ class _Clock:
         """Seconds of a layer forward, backward, and of the whole: the medians of some repetitions."""
         found: list[tuple[float, float, float]] = []
         first = self.now()
-        while len(found) < 2 or (self.now() - first < SECONDS and len(found) <= MOST):
+        while len(found) <= LEAST or (self.now() - first < SECONDS and len(found) <= MOST):
             self.forward, self.marks = [], []
             began = self.now()
             with self.watching():
@@ -224,6 +236,7 @@ class _Clock:
             backward = (self.marks[-1] - self.marks[0]) / (len(self.marks) - 1) if len(self.marks) > 1 else 0.0
             found.append((statistics.fmean(own), backward, whole))
         forward, backward, whole = (statistics.median(each) for each in zip(*found[1:], strict=True))
+        self.colder = max(0.0, found[0][2] - whole)
         return forward, backward, whole
 
 
@@ -267,15 +280,17 @@ def _answers(model: Any, engine: Engine, clock: _Clock, questions: int) -> tuple
     """Seconds of a layer, and of all else, for one more token of each answer of the tuned and the base model."""
     few, many = NEW_TOKENS
     adapter = model.active_adapter
-
-    def answer(tokens: int) -> None:
-        requests = [Running([1] * 8, key) for key in (adapter, None) for _ in range(questions)]
-        decode(model, requests, frozenset(), tokens)
-
     install(model, PlainEngine())
     try:
-        _, _, shorter = clock.time(partial(answer, few))
-        _, _, longer = clock.time(partial(answer, many))
+        with evaluating(model), torch.no_grad():
+            decoder = pick_decoder(Adapters(model), kept_bytes=0).value
+
+            def answer(tokens: int) -> None:
+                requests = [Running([1] * 8, key) for key in (adapter, None) for _ in range(questions)]
+                greedy(decoder, requests, frozenset(), tokens)
+
+            _, _, shorter = clock.time(partial(answer, few))
+            _, _, longer = clock.time(partial(answer, many))
     finally:
         install(model, engine)
     layer = statistics.median(clock.forward[len(clock.layers) :])  # without the prompt's

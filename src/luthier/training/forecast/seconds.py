@@ -14,24 +14,28 @@ from luthier.training import sample
 from luthier.training.forecast.rates import Rates, Timed
 from luthier.training.forecast.workload import Piece, Workload
 
-PER_SAVE = 0.15  # seconds, besides its bytes: a folder of small files, each hashed and synced
-SAVED_PER_SECOND = 200e6  # bytes
+# A folder of small files, each hashed and synced: 59 MB took 0.16 s on an SSD.
+PER_SAVE, SAVED_PER_SECOND = 0.1, 1e9  # seconds, bytes
 READ_PER_SECOND = 1e9
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of a run, by part. `steps`: its optimizer steps; `before`: all that comes before the first one."""
+    """Of a run, by part. `steps`: its optimizer steps; `before`: all that comes before the first one.
+
+    unplanned: what this machine's last runs took beyond such plans, besides their steps.
+    """
 
     before: float
     steps: float
     evaluation: float
     saves: float
     answers: float
+    unplanned: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.before + self.steps + self.evaluation + self.saves + self.answers
+        return self.before + self.steps + self.evaluation + self.saves + self.answers + self.unplanned
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "total": self.total}
@@ -46,6 +50,7 @@ def seconds(
     loading: float,
     saved_bytes: int,
     dearest: list[Piece],
+    unplanned: float = 0.0,
 ) -> Seconds:
     """Of a whole run.
 
@@ -53,17 +58,19 @@ def seconds(
         loading: seconds until the weights are there.
         saved_bytes: of a checkpoint.
         dearest: the micro-batches that are rehearsed before the first step.
+        unplanned: seconds that earlier runs took beyond their plans.
     """
     step = step_seconds(rates, layers=layers, recomputed=recomputed)
     held = heldout_seconds(rates, layers=layers)
     sampled = sample.MAX_NEW_TOKENS * token_seconds(rates, layers) if work.questions else 0.0
     ending = 2 * held(Piece(work.ending_tokens, 0)) if work.ending_tokens else 0.0
     return Seconds(
-        before=loading + sum(map(step, dearest)),
-        steps=sum(map(step, work.pieces)) + work.steps * layers * rates.update,
+        before=loading + sum(map(step, dearest)) + len(dearest) * rates.new_shape,
+        steps=sum(map(step, work.pieces)) + len(work.pieces) * rates.new_shape + work.steps * layers * rates.update,
         evaluation=work.evaluations * (sum(map(held, work.heldout)) + sampled) + 2 * sum(map(held, work.measured)),
         saves=work.saves * (PER_SAVE + saved_bytes / SAVED_PER_SECOND),
         answers=answer_seconds(work, rates, layers) + ending,
+        unplanned=unplanned,
     )
 
 

@@ -11,6 +11,11 @@ from luthier.training.forecast.changes import Change
 from luthier.training.forecast.plan import Plan
 
 WHERE = {"cpu": "memory", "cuda": "GPU memory", "mps": "memory"}
+WHEN = {
+    "steps": "at {:,} tokens at once",
+    "reading": "while the weights are read",
+    "answers": "while answers are written",
+}
 
 
 def show(plan: Plan, lengths: dict[str, Any] | None) -> None:
@@ -19,7 +24,7 @@ def show(plan: Plan, lengths: dict[str, Any] | None) -> None:
         _say_tokens(plan, lengths)
     rows = [(part, words.size(count)) for part, count in plan.memory.device.items() if count]
     rows.append(("at most", f"{words.size(plan.memory.peak)} of {words.size(plan.room.device)}"))
-    console.table((WHERE[plan.device], f"at {plan.tokens:,} tokens at once"), rows)
+    console.table((WHERE[plan.device], WHEN[plan.memory.phase].format(plan.tokens)), rows)
     if plan.memory.host:
         host = [(part, words.size(count)) for part, count in plan.memory.host.items()]
         host.append(("at most", f"{words.size(sum(plan.memory.host.values()))} of {words.size(plan.room.host)}"))
@@ -27,6 +32,9 @@ def show(plan: Plan, lengths: dict[str, Any] | None) -> None:
     if plan.seconds is not None:
         parts = [(part, words.duration(spent)) for part, spent in vars(plan.seconds).items()]
         console.table(("time", ""), [*parts, ("in all", words.duration(plan.seconds.total))])
+        if plan.learned_from:
+            runs = "run" if plan.learned_from == 1 else f"{plan.learned_from} runs"
+            console.say(f"unplanned: what the last {runs} here took beyond such a plan, besides the steps")
     console.say(verdict(plan))
 
 

@@ -168,9 +168,8 @@ class Sketch:
 
     @contextmanager
     def _attention(self) -> Iterator[None]:
-        text = self.config.get_text_config()
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        token = attention.standing_in.set(attention.kernels_without_values(self.device, self.dtype, width))
+        kernels = attention.kernels_without_values(self.device, self.dtype, key_heads(self.config)[1])
+        token = attention.standing_in.set(kernels)
         try:
             yield
         finally:
@@ -194,6 +193,8 @@ def shortened(config: Any, layers: int) -> Any:
     """A copy of a config with its first `layers` layers."""
     short = copy.deepcopy(config)
     text = short.get_text_config()
+    if shared := _sharing(text):  # the first of them share nothing
+        text.num_kv_shared_layers = max(0, layers - (text.num_hidden_layers - shared))
     text.num_hidden_layers = layers
     for name in ("layer_types", "mlp_layer_types"):
         if getattr(text, name, None):
@@ -203,6 +204,22 @@ def shortened(config: Any, layers: int) -> Any:
 
 def period(config: Any) -> int:
     text = config.get_text_config()
+    if _sharing(text):
+        return int(text.num_hidden_layers)
     kinds = list(getattr(text, "layer_types", None) or [""] * text.num_hidden_layers)
     repeats = (n for n in range(1, len(kinds)) if all(kinds[i] == kinds[i % n] for i in range(len(kinds))))
     return next(repeats, max(1, len(kinds)))
+
+
+def _sharing(text: Any) -> int:
+    """How many of the last layers take keys and values of earlier ones (Gemma 4): they are of other kinds."""
+    return getattr(text, "num_kv_shared_layers", None) or 0
+
+
+def key_heads(config: Any) -> tuple[int, int]:
+    """How many heads keys have, and their width; of the first layer, where layers differ (Gemma 4)."""
+    text = config.get_text_config()
+    first = text.per_layer_config[0] if hasattr(text, "per_layer_config") else text
+    heads = first.num_attention_heads
+    width = getattr(first, "head_dim", None) or first.hidden_size // heads
+    return getattr(first, "num_key_value_heads", None) or heads, width

@@ -14,7 +14,7 @@ PLAN: dict[str, Any] = {
     "device": "cpu",
     "dtype": "float32",
     "memory": {"measurable_bytes": 1100},
-    "seconds": {"steps": 9.0, "total": 20.0},
+    "seconds": {"steps": 9.0, "unplanned": 2.0, "total": 20.0},
     "tokens": {"steps": 3, "real": 1, "padded": 1, "computed": 1, "run_real": 70, "run_computed": 50},
     "peak_before": 100,
 }
@@ -40,6 +40,7 @@ def test_what_is_compared() -> None:
         "device": "cpu",
         "dtype": "float32",
         "planned": {"peak_memory_bytes": 1100, "seconds": 9.0, "total_seconds": 20.0},
+        "unplanned": 2.0,
         "actual": {"peak_memory_bytes": 1000, "seconds": 10.0, "total_seconds": 25.0},
     }
 
@@ -57,6 +58,29 @@ def test_the_history_in_the_cache(own_cache: Path) -> None:
     calibration.remember(entry(80, 100))
     assert calibration.history_file() == own_cache / "calibration.jsonl"
     assert [each["planned"]["peak_memory_bytes"] for each in calibration.history()] == [110, 80]
+
+
+def run(planned: tuple[float, float], actual: tuple[float, float], **more: Any) -> dict[str, Any]:
+    """An entry, from seconds of steps and in all."""
+    both = (dict(zip(("seconds", "total_seconds"), pair, strict=True)) for pair in (planned, actual))
+    return {**dict(zip(("run", "planned", "actual"), ("runs/a", *both), strict=True)), "device": "cpu", **more}
+
+
+def test_what_was_not_planned_is_learned_from_the_latest_runs(own_cache: Path) -> None:
+    """Beside the steps: 5, 3 + 1 that the plan was corrected by, and 7 seconds."""
+    assert calibration.unplanned("cpu", "this") == (0.0, 0)
+    for entry in (
+        run((10, 20), (30, 45), cpu="this"),
+        run((10, 20), (10, 23), cpu="this", unplanned=1.0),
+        run((10, 20), (9, 26), cpu="this"),
+        run((10, 20), (10, 99), cpu="another"),
+    ):
+        calibration.remember(entry)
+    assert calibration.unplanned("cpu", "this") == (5.0, 3)
+    assert calibration.unplanned("cuda", "this") == (0.0, 0)
+    for _ in range(5):
+        calibration.remember(run((10, 20), (10, 22), cpu="this"))
+    assert calibration.unplanned("cpu", "this") == (2.0, 5)
 
 
 def test_the_summary() -> None:

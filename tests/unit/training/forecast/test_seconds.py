@@ -16,6 +16,7 @@ RATES = Rates(
     new_token=0.001,
     outside_token=0.003,
     update=0.002,
+    new_shape=0.25,
     products=1e11,
 )
 WORK = Workload(
@@ -60,14 +61,16 @@ def test_an_evaluation_has_no_backward() -> None:
 def test_a_run() -> None:
     """Steps of one, then two, then one micro-batch less: 100 + 200, 100, 100 + 200 tokens."""
     found = seconds(
-        WORK, RATES, layers=10, recomputed=0, loading=5.0, saved_bytes=20 * 10**6, dearest=[Piece(200, 100)]
-    )
+        WORK, RATES, layers=10, recomputed=0, loading=5.0, saved_bytes=20 * 10**6, dearest=[Piece(200, 100)],
+        unplanned=1.5,
+    )  # fmt: skip
     parts = {
-        "before": 5 + 1.0,
-        "steps": 3 * 0.4 + 2 * 1.0 + 3 * 10 * 0.002,
+        "before": 5 + 1.0 + 0.25,
+        "steps": 3 * 0.4 + 2 * 1.0 + 5 * 0.25 + 3 * 10 * 0.002,
         "evaluation": 4 * (0.15 + 32 * 0.013) + 2 * 0.3,
-        "saves": 2 * (0.15 + 0.1),
+        "saves": 2 * (0.1 + 0.02),
         "answers": 2 * 0.1 + 128 * 0.013 + 2 * 0.05,
+        "unplanned": 1.5,
     }
     assert found.to_json() == pytest.approx({**parts, "total": sum(parts.values())})
 

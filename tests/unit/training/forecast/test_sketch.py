@@ -15,7 +15,7 @@ from luthier.engine.engines import FlatEngine, PlainEngine, install
 from luthier.recipe.schema import AdapterSettings
 from luthier.training import activations
 from luthier.training.forecast.allocations import Allocations
-from luthier.training.forecast.sketch import Sketch, Taken, period, shortened
+from luthier.training.forecast.sketch import Sketch, Taken, key_heads, period, shortened
 
 ROW = Example([*range(3, 43)], [IGNORE] * 10 + [*range(13, 43)], Source("rows.json", 1))
 ADAPTER = AdapterSettings(rank=4, alpha=8)
@@ -115,6 +115,16 @@ def test_padded_batches_take_more() -> None:
     plain, flat = sketch(engine="plain"), sketch()
     assert isinstance(plain.engine, PlainEngine)
     assert plain.take([ROW]).logits > flat.take([ROW]).logits
+
+
+def test_layers_that_share_keys_and_values_are_counted_one_by_one() -> None:
+    """Gemma 4's first layers and its last ones are of other kinds."""
+    of = sketch("gemma4")
+    peak, _, _ = of._count([ROW], 4, 0)
+    assert (of.period, of.take([ROW]).total) == (4, peak)
+    shared = {layers: shortened(of.config, layers).num_kv_shared_layers for layers in (1, 2, 3, 4)}
+    assert shared == {1: 0, 2: 0, 3: 1, 4: 2}
+    assert key_heads(of.config) == (2, 16)
 
 
 @pytest.mark.parametrize(("family", "layers", "every"), [("llama", 7, 1), ("gemma3", 6, 2)])
