@@ -156,10 +156,14 @@ def test_page_in_chinese(finished: RunFolder) -> None:
         "708 读入 640 用于训练 20 留出 36 重复 12 未使用 3 截短",
         "train.batch_size 16 训练适配器的常用大小",
         "train.other 1 a reason of a later Luthier",
+        "Which wood? workshop.jsonl 第 5 行 4.00 2.50",
+        "workshop.jsonl 第 1 行 · 420 个 token",
+        "处理器 AMD EPYC 9R14, 2 cores 内存 8.2 GB 设备 cpu torch 2.13.0+cpu",
         "由 Luthier 0.1.0 于 20",
     ):
         assert sentence in page.line
     assert "第 120 步 · 留出集损失 2.87" in page.attributes("data-tip")
+    assert "workshop.jsonl 第 31 行 · 5.00 → 3.00" in page.attributes("data-tip")
 
 
 def test_page_speaks_the_language_of_the_environment(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
