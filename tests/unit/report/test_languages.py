@@ -64,10 +64,11 @@ def test_sentences_recorded_in_english_have_their_chinese(english: str, chinese:
             "归一化和门控 MLP 用 Liger 算子；与标准算法的损失相差 1.1e-03",
         ),
         (
-            "no padding, shared prefixes computed once, attention by a dense mask, as FlexAttention fails (no compiler), "
-            "linear attention row by row, norms by Liger kernels; the flat loss differs from the plain one by 0",
-            "没有填充，相同的前缀只计算一次，注意力由 稠密掩码（FlexAttention 出错：no compiler） 计算，线性注意力逐行计算，"
-            "归一化用 Liger 算子；与标准算法的损失相差 0",
+            "no padding, shared prefixes computed once, attention by a dense mask, as FlexAttention fails "
+            "(no compiler), linear attention row by row, norms by Liger kernels; "
+            "the flat loss differs from the plain one by 0",
+            "没有填充，相同的前缀只计算一次，注意力由 稠密掩码（FlexAttention 出错：no compiler） 计算，"
+            "线性注意力逐行计算，归一化用 Liger 算子；与标准算法的损失相差 0",
         ),
         ("what no pattern knows", "what no pattern knows"),
     ],
