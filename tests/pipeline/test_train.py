@@ -173,7 +173,7 @@ def test_each_automatic_choice_has_its_reason(run: RunFolder) -> None:
         "train.eval_steps": (2, "five evaluations in a run, besides the one before it"),
         "train.save_steps": (100, "the recipe asks for it"),
         "tokens of an epoch": (
-            "582 of 984",
+            "582 / 984",
             "827 are real tokens, 30% of them shared by rows or after the last label; "
             "the layers compute 41% fewer than padded batches of 8 rows",
         ),

@@ -12,6 +12,7 @@ import pytest
 from driver import Workplace, events, finished, luthier, luthier_process, signals_in_step
 from terminal import CTRL_C, in_terminal
 
+from luthier.recipe.schema import Recipe
 from luthier.report.record import RunFolder
 
 terminal_only = pytest.mark.skipif(os.name == "nt", reason="Windows has no terminals that a test could open")
@@ -174,9 +175,10 @@ def test_a_run_that_went_on_and_a_line_that_is_garbled(shop: Workplace) -> None:
 @terminal_only
 def test_a_run_that_is_refused_before_its_first_step(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "refused").create()
+    run.write_recipe(Recipe.model_validate({"model": "m", "data": {"train": "rows.jsonl"}, "output": str(run.path)}))
     with in_terminal("watch", run.path) as watcher:
         watcher.until("Waiting")
         with run.lock():
             watcher.until("before the first step …")
         assert watcher.end() == 3
-    assert watcher.last_drawn()[-1] == f"{run.path}: ended before its first step"
+    assert watcher.last_drawn()[-1] == f"{run.path}: not started"

@@ -23,7 +23,7 @@ def watch(
     if plain:
         console.use_plain()
     from luthier.report.record import RunFolder
-    from luthier.training.watch import is_at_work, state
+    from luthier.training.watch import is_at_work
     from luthier.training.watch import watch as watch_run
 
     folder = RunFolder(run)
@@ -32,7 +32,7 @@ def watch(
     except KeyboardInterrupt:
         console.say("Watches no more; the run goes on." if is_at_work(folder) else "Waits no more.")
         return
-    found = state(folder, stands)
+    found = folder.state()
     console.result({"ok": found == "finished", "run": str(folder.path), "state": found, **stands.to_json()})
     console.say(f"{folder.path}: {found}")
     raise typer.Exit(STATUS.get(found.partition(" ")[0], 3))

@@ -6,7 +6,13 @@ UTF-8; UTF-8, UTF-16 and UTF-32 with a byte order mark; GBK and GB18030, recogni
 from __future__ import annotations
 
 import codecs
+import hashlib
+import io
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
 
 from luthier.data.conversation import Source
 from luthier.data.problems import Problems
@@ -27,6 +33,75 @@ FREQUENT = frozenset(
     "部其些主样理心她本前开但因只从想实日者意无力它与长把机十第此使情明性知全三又关点正外将两高间由问很最重并物手应向头文体美相见被什二等或新己制身果加西话合回特信表化老给"
     "世位次门任常先教儿原声提立及比员解水名真论处走各入几口认条平系气题活更别打女变神总何数安少才结反受目太再感做接必场件吗呢吧呀请谁皇"
 )
+
+
+@dataclass(frozen=True)
+class Text:
+    """A file's text, which need not be in memory: only one that is not UTF-8 is, as `held`.
+
+    `head`: its first characters, at least HEAD of them where there are so many.
+    """
+
+    path: Path
+    encoding: str
+    sha256: str
+    head: str
+    escapes: bool
+    held: str | None = None
+
+    def open(self, newline: str) -> TextIO:
+        """From the beginning. `newline` is that of `open`."""
+        if self.held is not None:
+            return io.StringIO(self.held, newline=newline)
+        return self.path.open(encoding=self.encoding, newline=newline)
+
+    def whole(self) -> str:
+        with self.open("") as text:
+            return text.read()
+
+
+HEAD = 1 << 20
+ESCAPES = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+"""JSON's escapes of lone surrogates and NUL: only a text that has one is searched for what they make."""
+
+
+def text_of(path: Path) -> Text:
+    """Checks a file's bytes from its first to its last, and holds a part of them at a time where it is UTF-8.
+
+    Raises DataError where the encoding is broken or open to doubt; OSError where it cannot be read.
+    """
+    digest = hashlib.sha256()
+    decoder, encoding = codecs.getincrementaldecoder("utf-8")(), ""
+    head, tail, escapes, plain = "", "", False, True
+    for part in parts_of(path):
+        digest.update(part)
+        if not encoding:
+            encoding = "utf-8-sig" if part.startswith(codecs.BOM_UTF8) else "utf-8"
+            part = part.removeprefix(codecs.BOM_UTF8)
+        if plain:
+            try:
+                text = decoder.decode(part)
+            except UnicodeDecodeError:
+                plain = False
+                continue
+            plain = "\0" not in text
+            escapes = escapes or ESCAPES.search(tail + text) is not None
+            head, tail = head or text, text[-5:]
+    if plain:
+        try:
+            decoder.decode(b"", final=True)
+            return Text(path, encoding, digest.hexdigest(), head, escapes)
+        except UnicodeDecodeError:
+            pass
+    text, encoding = decode(path.read_bytes(), str(path))
+    return Text(path, encoding, digest.hexdigest(), text, ESCAPES.search(text) is not None, text)
+
+
+def parts_of(path: Path) -> Iterator[bytes]:
+    """A file's bytes, some at a time."""
+    with path.open("rb") as file:
+        while part := file.read(4 * HEAD):
+            yield part
 
 
 def decode(data: bytes, file: str) -> tuple[str, str]:

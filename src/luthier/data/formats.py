@@ -12,12 +12,12 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.choice import Choice
-from luthier.data.conversation import RESERVED, Conversation, Message, Role, Source
+from luthier.data.conversation import RESERVED, Conversation, Message, Role, Source, stored
 from luthier.data.problems import Problems, describe
 from luthier.data.sources import Rows
 from luthier.errors import DataError, Problem
@@ -33,7 +33,7 @@ class Converted:
     """
 
     format: Choice[str]
-    conversations: list[Conversation]
+    conversations: Sequence[Conversation]
     unused: list[str]
     dropped: dict[Source, str] = field(default_factory=dict)
     fits: dict[str, int] = field(default_factory=dict)
@@ -56,7 +56,7 @@ def convert(rows: Rows, settings: DataSettings) -> Converted:
     default = (Message("system", settings.system),) if settings.system else ()
     if default and choice.value == "text":
         problems.add("data.system", "plain text has no system prompt", "take data.system out of the recipe")
-    conversations = []
+    conversations = stored()
     for source, values in rows.rows:
         messages = tuple(chosen.convert(Row(source, values, names, problems, unused)))
         if messages and messages[0].role not in ("system", "text"):

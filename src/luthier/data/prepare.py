@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,12 +14,13 @@ from typing import Any
 from luthier import console
 from luthier.choice import Choice
 from luthier.data import served
-from luthier.data.conversation import Conversation, Message, Source
+from luthier.data.conversation import Conversation, Message, Source, stored
 from luthier.data.formats import Converted, convert
 from luthier.data.ledger import Entry, Ledger, Outcome
 from luthier.data.render import Example, Renderer
 from luthier.data.sources import Rows, read_rows
 from luthier.data.split import Duplicates, find_duplicates, split, unseen
+from luthier.data.store import Stored
 from luthier.data.tokens import tokenize
 from luthier.errors import DataError, Problem, all_of
 from luthier.hub.cache import cache_dir
@@ -73,11 +75,11 @@ class Gathered:
     `tick`: told how many rows were gone through, by who takes long to.
     """
 
-    train: list[Conversation]
-    heldout: list[Conversation]
+    train: Sequence[Conversation]
+    heldout: Sequence[Conversation]
     duplicates: Duplicates
     dropped: list[tuple[Source, str]]
-    seen: list[Conversation]
+    seen: Sequence[Conversation]
     ledger: Ledger
     files: list[dict[str, Any]]
     unused_columns: list[str]
@@ -100,24 +102,25 @@ def gather(settings: DataSettings, *, seed: int, see: See = lambda rows, convert
 
     repeats = find_duplicates(conversations)
     ledger = Ledger(repeats.conflicts)
-    ledger.open(c.source for c in (*conversations, *own_heldout))
+    ledger.open(c.source for c in itertools.chain(conversations, own_heldout))
     ledger.open(source for source, _ in (*dropped, *bad))
     for source, why in (*dropped, *bad):
         ledger.add(Entry(source, "dropped", "a bad row, left out by data.bad_rows", why))
     if not conversations:
         raise DataError(_nothing_left(references, ledger))
+    rows: Sequence[Conversation] = conversations
     if settings.duplicates == "drop":
-        conversations = repeats.unique
-        for conversation, first in repeats.repeats:
-            place = f"{first.unit} {first.number}" if first.file == conversation.source.file else str(first)
-            ledger.add(Entry(conversation.source, "duplicate", "repeats an earlier row", f"as {place}"))
-    seen: list[Conversation] = []
+        rows = repeats.unique
+        for source, first in repeats.repeats:
+            place = f"{first.unit} {first.number}" if first.file == source.file else str(first)
+            ledger.add(Entry(source, "duplicate", "repeats an earlier row", f"as {place}"))
+    seen: Sequence[Conversation] = []
     if settings.heldout:
-        train, (heldout, seen) = conversations, unseen(own_heldout, conversations)
+        train, (heldout, seen) = rows, unseen(own_heldout, rows)
         for conversation in seen:
             ledger.add(Entry(conversation.source, "dropped", "a held-out row whose prompt is also in training"))
     else:
-        train, heldout = split(conversations, settings.holdout, seed)
+        train, heldout = split(rows, settings.holdout, seed)
     return Gathered(train, heldout, repeats, [*dropped, *bad], seen, ledger, files + heldout_files, unused)
 
 
@@ -133,12 +136,11 @@ def fit(
     Each row's outcome goes into the ledger, which is checked at the end. Raises DataError or ModelError.
     """
     fitting = _Fit(renderer, settings, max_length, gathered.ledger)
-    every = [*gathered.train, *gathered.heldout]
-    start = 0
-    for rendered in tokenize(renderer, every, settings.train_on, cache_dir() / "tokens"):
+    every = itertools.chain(gathered.train, gathered.heldout)
+    start, total = 0, len(gathered.train) + len(gathered.heldout)
+    for part, rendered in tokenize(renderer, every, total, settings.train_on, cache_dir() / "tokens"):
         border = max(0, len(gathered.train) - start)
-        part = every[start : start + len(rendered)]
-        start += len(rendered)
+        start += len(part)
         train = fitting.examples(part[:border], rendered[:border], "used")
         yield train, fitting.examples(part[border:], rendered[border:], "heldout")
     fitting.raise_any()
@@ -173,9 +175,9 @@ def _references(settings: DataSettings) -> list[str]:
 
 def _read(
     references: Sequence[str], settings: DataSettings, see: See
-) -> tuple[list[Conversation], list[dict[str, Any]], list[str], list[tuple[Source, str]]]:
+) -> tuple[Stored[Conversation], list[dict[str, Any]], list[str], list[tuple[Source, str]]]:
     """Conversations, facts of the files, unused columns, and bad rows with what is wrong with them."""
-    conversations: list[Conversation] = []
+    conversations = stored()
     dropped: list[tuple[Source, str]] = []
     files: list[dict[str, Any]] = []
     unused: dict[str, None] = {}
@@ -191,7 +193,8 @@ def _read(
         except DataError as error:
             problems += error.problems
             continue
-        conversations += converted.conversations
+        for conversation in converted.conversations:
+            conversations.append(conversation)
         dropped += converted.dropped.items()
         unused.update(dict.fromkeys(converted.unused))
         see(rows, converted)

@@ -6,21 +6,24 @@ separated by blank lines). UTF-8 with or without BOM, UTF-16 and UTF-32 with BOM
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import hashlib
-import io
+import itertools
 import json
 import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from luthier.data.conversation import Source
-from luthier.data.encoding import decode
+from luthier.data.encoding import HEAD, Text, parts_of, text_of
 from luthier.data.problems import Problems, describe
+from luthier.data.store import Stored
 from luthier.errors import DataError, Problem
 
 Kind = Literal["json", "jsonl", "csv", "tsv", "parquet", "txt"]
@@ -34,7 +37,7 @@ class Rows:
     `dropped`: rows that are none, and why; empty unless that was asked for.
     """
 
-    rows: list[SourcedRow]
+    rows: Sequence[SourcedRow]
     kind: Kind
     encoding: str
     sha256: str
@@ -48,44 +51,65 @@ def read_rows(path: Path, *, drop: bool = False) -> Rows:
     Raises DataError with all problems of the file: each names the file, the row or line, and what to do.
     A file with one broken row is refused; with `drop` that row is left out and named in `dropped`.
     """
-    data = _read_bytes(path)
-    sha256 = hashlib.sha256(data).hexdigest()
+    start = _first_bytes(path)
     file = str(path)
     kind: Kind = "parquet"
-    encoding = "binary"
+    encoding, sha256 = "binary", ""
     problems = Problems(file, drop)
-    if data.startswith(b"PAR1"):
-        rows = _parquet(data, problems)
+    rows = stored_rows()
+    if start.startswith(b"PAR1"):
+        digest = hashlib.sha256()
+        for part in parts_of(path):
+            digest.update(part)
+        sha256, read = digest.hexdigest(), _parquet(path, problems)
     else:
-        text, encoding = decode(data, file)
-        del data  # of a large file, one copy is enough
-        kind, read = _reader(text, path)
-        rows = read(text, problems) if text.strip() else []
+        text = text_of(path)
+        encoding, sha256 = text.encoding, text.sha256
+        kind, reader = _reader(text, path)
+        read = reader(text, problems) if text.head.strip() or text.whole().strip() else iter(())
+    for source, row in read:
+        if source not in problems.dropped:
+            rows.append((source, row))
     problems.raise_any()
     if not rows and not problems.dropped:
         raise DataError(Problem(file, "holds no rows", "check that this is the file you mean"))
-    rows = [row for row in rows if row[0] not in problems.dropped] if problems.dropped else rows
     return Rows(rows, kind, encoding, sha256, path, problems.dropped)
 
 
-def _read_bytes(path: Path) -> bytes:
+def stored_rows() -> Stored[SourcedRow]:
+    """Room for rows, however many."""
+    return Stored(_pack, _unpack)
+
+
+def _pack(row: SourcedRow) -> Any:
+    source, values = row
+    return source.file, source.number, source.unit, values
+
+
+def _unpack(row: Any) -> SourcedRow:
+    file, number, unit, values = row
+    return Source(sys.intern(file), number, unit), values
+
+
+def _first_bytes(path: Path) -> bytes:
+    """The first part of the file that holds more than blanks."""
     if path.is_dir():
         inside = sorted(p.name for p in path.glob("*") if p.suffix.lower() in READERS or p.suffix == ".parquet")
         fix = f"name one of its files: {', '.join(inside[:8])}" if inside else "name a data file"
         raise DataError(Problem(str(path), "is a folder, not a file", fix))
     try:
-        data = path.read_bytes()
+        part = next((part for part in parts_of(path) if part.strip(b"\0 \t\r\n")), b"")
     except FileNotFoundError:
         raise DataError(Problem(str(path), "no such file", _near_names(path))) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise DataError(Problem(str(path), f"cannot be read: {error}", "check its permissions and name")) from None
-    if not data.strip(b"\0 \t\r\n"):
+    if not part:
         raise DataError(Problem(str(path), "the file is empty", "write or download it again"))
     for magic, what in ARCHIVES.items():
-        if data.startswith(magic):
+        if part.startswith(magic):
             fix = "unpack it, or save the table as CSV UTF-8, and name that file"
             raise DataError(Problem(str(path), f"is {what}, not rows", fix))
-    return data
+    return part
 
 
 ARCHIVES = {b"PK\x03\x04": "a zip archive or an Excel workbook", b"\x1f\x8b": "a gzip archive"}
@@ -99,29 +123,34 @@ def _near_names(path: Path) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"check the path: nothing in {path.parent} has such a name"
 
 
-Reader = Callable[[str, Problems], list[SourcedRow]]
+Reader = Callable[[Text, Problems], Iterator[SourcedRow]]
 """A file's text to its rows. What is wrong goes into the problems and reading goes on; DataError where it cannot."""
 
 LOOKS_LIKE_JSON = re.compile(r'\s*(\[\s*[{\]]|\{\s*["}])')
 UNSAFE = re.compile("[\ud800-\udfff\0]")
-UNSAFE_ESCAPE = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+BLANKS = " \t\r\n"
+BLANK = re.compile(f"[{BLANKS}]*")
+PARQUET_ROWS = 1000  # that are read at once
 
 
-def _reader(text: str, path: Path) -> tuple[Kind, Reader]:
+def _reader(text: Text, path: Path) -> tuple[Kind, Reader]:
     suffix = path.suffix.lower()
-    if LOOKS_LIKE_JSON.match(text) or suffix in (".json", ".jsonl", ".ndjson"):
+    if LOOKS_LIKE_JSON.match(text.head) or suffix in (".json", ".jsonl", ".ndjson"):
         return ("jsonl", _jsonl) if _is_jsonl(text, suffix) else ("json", _json)
     if suffix not in READERS:
         fix = f"give it the suffix that tells what it is: {', '.join(READERS)}, .parquet"
         raise DataError(Problem(str(path), f"cannot tell what a {suffix or 'file without suffix'} holds", fix))
-    if suffix == ".csv" and _delimiter(text) == "\t":
+    if suffix == ".csv" and _delimiter(text.head) == "\t":
         return "tsv", _csv
     return READERS[suffix]
 
 
-def _is_jsonl(text: str, suffix: str) -> bool:
+def _is_jsonl(text: Text, suffix: str) -> bool:
     """Whether each line is an object of its own. One object over several lines breaks after `{`, `[`, `,` or `:`."""
-    first, *others = [line.strip() for line in text.lstrip().split("\n", 2) if line.strip()] or [""]
+    head = text.head.lstrip()
+    if "\n" not in head and not head.startswith("["):
+        head = text.whole().lstrip()
+    first, *others = [line.strip() for line in head.split("\n", 2) if line.strip()] or [""]
     if first.startswith("["):
         return False
     return suffix in (".jsonl", ".ndjson") or (bool(others) and not first.endswith(("{", "[", ",", ":")))
@@ -157,18 +186,55 @@ def _parse(text: str) -> Any:
         raise json.JSONDecodeError("a number has too many digits", text, 0) from None
 
 
-def _json(text: str, problems: Problems) -> list[SourcedRow]:
-    file = problems.file
+def _json(text: Text, problems: Problems) -> Iterator[SourcedRow]:
+    with contextlib.suppress(json.JSONDecodeError):  # what is wrong is said of the whole, by line and column
+        for number, row in enumerate(_elements(text), 1):
+            yield from _checked(Source(problems.file, number), row, text, problems)
+        return
+    whole = text.whole()
     try:
-        top = _parse(text)
+        top = _parse(whole)
     except json.JSONDecodeError as error:
         what = f"not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        if LOOKS_LIKE_JSON.match(text) and not text.rstrip().endswith(("]", "}")):
+        fix = "correct that place, or give the file the suffix of what it is"
+        if LOOKS_LIKE_JSON.match(whole) and not whole.rstrip().endswith(("]", "}")):
             what += "; the file ends in the middle of a row, so it was cut"
-            raise DataError(Problem(file, what, "download or export the file again")) from None
-        raise DataError(Problem(file, what, "correct that place, or give the file the suffix of what it is")) from None
-    rows = ((Source(file, number), row) for number, row in enumerate(_rows_of(top, file), 1))
-    return _checked(rows, text, problems)
+            fix = "download or export the file again"
+        raise DataError(Problem(problems.file, what, fix)) from None
+    for number, row in enumerate(_rows_of(top, problems.file), 1):
+        yield from _checked(Source(problems.file, number), row, text, problems)
+
+
+def _elements(text: Text) -> Iterator[Any]:
+    """Those of a list, with little more than one in memory. JSONDecodeError where it is none, is empty or is broken."""
+    with text.open("") as file:
+        buffer, at = file.read(HEAD).lstrip(BLANKS), 1
+        while buffer.startswith("["):
+            found = _element(buffer, at)
+            if found is None:  # perhaps not yet whole
+                more = file.read(max(HEAD, len(buffer)))
+                if not more:
+                    break
+                buffer, at = "[" + buffer[at:] + more, 1
+                continue
+            value, at, sign = found
+            yield value
+            if sign == "]":
+                if (buffer[at:] + file.read()).strip(BLANKS):
+                    break
+                return
+    raise json.JSONDecodeError("not a list of values", "", 0)
+
+
+def _element(buffer: str, at: int) -> tuple[Any, int, str] | None:
+    """A value, where the sign behind it ends, and that sign, `,` or `]`. None where they do not stand there."""
+    try:
+        value, end = DECODER.raw_decode(buffer, BLANK.match(buffer, at).end())  # type: ignore[union-attr]
+    except (ValueError, RecursionError):
+        return None
+    end = BLANK.match(buffer, end).end()  # type: ignore[union-attr]
+    sign = buffer[end : end + 1]
+    return (value, end + 1, sign) if sign in (",", "]") else None
 
 
 def _rows_of(top: Any, file: str) -> list[Any]:
@@ -191,44 +257,32 @@ def _is_turn(item: Any) -> bool:
     return isinstance(item, dict) and ({"role", "content"} <= item.keys() or {"from", "value"} <= item.keys())
 
 
-def _jsonl(text: str, problems: Problems) -> list[SourcedRow]:
-    return _checked(_lines(text, problems), text, problems)
-
-
-def _split(text: str) -> Iterator[str]:
-    """Line by line, to have no second copy of a large file. Not splitlines(): U+2028 may stand in a JSON string."""
-    start = 0
-    while (end := text.find("\n", start)) >= 0:
-        yield text[start:end]
-        start = end + 1
-    yield text[start:]
-
-
-def _lines(text: str, problems: Problems) -> Iterator[tuple[Source, Any]]:
-    for number, line in enumerate(_split(text), 1):
-        if line and not line.isspace():
+def _jsonl(text: Text, problems: Problems) -> Iterator[SourcedRow]:
+    with text.open("\n") as lines:  # not any line end: U+2028 may stand in a JSON string
+        for number, line in enumerate(lines, 1):
+            if line.isspace():
+                continue
             source = Source(problems.file, number, "line")
             try:
-                yield source, _parse(line)
+                row = _parse(line)
             except json.JSONDecodeError as error:
                 fix = "correct the line or delete it (each line is one whole object)"
                 problems.add(source, f"not valid JSON at column {error.pos + 1}: {error.msg}", fix)
+                continue
+            yield from _checked(source, row, text, problems)
 
 
-def _checked(rows: Iterator[tuple[Source, Any]], text: str, problems: Problems) -> list[SourcedRow]:
-    """Rows, each an object with text that can be written as UTF-8; the problems name all that are not."""
-    kept = []
-    escapes = UNSAFE_ESCAPE.search(text)
-    for source, row in rows:
-        if not isinstance(row, dict):
-            problems.add(source, f"is {describe(row)}, not an object with columns", "correct the row or delete it")
-        elif (key := _repeated_key(row)) is not None:
-            problems.add(source, f"`{key}` stands twice in one object", "keep the one that is meant")
-        elif escapes and (column := _unsafe_column(row)) is not None:
-            what = f"`{column}` holds half a character (a lone surrogate) or NUL"
-            problems.add(source, what, "delete that character: it was damaged when the file was made")
-        kept.append((source, row))
-    return kept
+def _checked(source: Source, row: Any, text: Text, problems: Problems) -> Iterator[SourcedRow]:
+    """The row, if it is an object with text that can be written as UTF-8; the problems name what is not."""
+    if not isinstance(row, dict):
+        problems.add(source, f"is {describe(row)}, not an object with columns", "correct the row or delete it")
+    elif (key := _repeated_key(row)) is not None:
+        problems.add(source, f"`{key}` stands twice in one object", "keep the one that is meant")
+    elif text.escapes and (column := _unsafe_column(row)) is not None:
+        what = f"`{column}` holds half a character (a lone surrogate) or NUL"
+        problems.add(source, what, "delete that character: it was damaged when the file was made")
+    else:
+        yield source, row
 
 
 def _repeated_key(row: dict[str, Any]) -> str | None:
@@ -262,35 +316,35 @@ def _delimiter(text: str) -> str:
     return max(",", "\t", ";", key=header.count)  # the comma wins where none occurs
 
 
-def _csv(text: str, problems: Problems) -> list[SourcedRow]:
-    lines = _csv_lines(text, _delimiter(text), problems)
+def _csv(text: Text, problems: Problems) -> Iterator[SourcedRow]:
+    lines = _csv_lines(text, _delimiter(text.head), problems)
     place, header = next(lines, (Source(problems.file, 1, "line"), []))
     header = [name.strip() for name in header]
     for name in sorted({name for name in header if header.count(name) > 1}):
         problems.add(str(place), f"two columns are named {name!r}", "give each column its own name")
-    rows = []
+    source = None
     for source, cells in lines:
         if len(cells) != len(header):
             what = f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'} where the header names {len(header)} columns"
             problems.add(source, what, "put a cell that holds the separator or a line break in double quotes")
-        rows.append((source, dict(zip(header, cells, strict=False))))
-    if header and not rows and not problems.listed:
+        yield source, dict(zip(header, cells, strict=False))
+    if header and source is None and not problems.listed:
         problems.add(problems.file, "holds a header line but no rows", "check that this is the file you mean")
-    return rows
 
 
-def _csv_lines(text: str, delimiter: str, problems: Problems) -> Iterator[tuple[Source, list[str]]]:
+def _csv_lines(text: Text, delimiter: str, problems: Problems) -> Iterator[tuple[Source, list[str]]]:
     """Each record with the line on which it begins. After a broken quote nothing can be told apart: it ends there."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     limit = csv.field_size_limit(2**31 - 1)  # the default refuses a document of more than 131,072 characters
     try:
-        while True:
-            source = Source(problems.file, reader.line_num + 1, "line")
-            cells = next(reader, None)
-            if cells is None:
-                return
-            if cells:
-                yield source, cells
+        with text.open("") as lines:
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            while True:
+                source = Source(problems.file, reader.line_num + 1, "line")
+                cells = next(reader, None)
+                if cells is None:
+                    return
+                if cells:
+                    yield source, cells
     except csv.Error as error:
         fix = 'close the quote; write a double quote inside a quoted cell twice: ""'
         problems.add(str(source), f"the quotes of this record do not match ({error})", fix)
@@ -298,38 +352,39 @@ def _csv_lines(text: str, delimiter: str, problems: Problems) -> Iterator[tuple[
         csv.field_size_limit(limit)
 
 
-def _txt(text: str, problems: Problems) -> list[SourcedRow]:
+def _txt(text: Text, problems: Problems) -> Iterator[SourcedRow]:
     """Documents are separated by blank lines. Each is a row with the column `text`."""
-    rows: list[SourcedRow] = []
     document: list[str] = []
     start = 1
-    for number, line in enumerate([*text.replace("\r\n", "\n").split("\n"), ""], 1):
-        if line.strip():
-            start = start if document else number
-            document.append(line)
-        elif document:
-            rows.append((Source(problems.file, start, "line"), {"text": "\n".join(document)}))
-            document = []
-    return rows
+    with text.open("\n") as lines:
+        for number, line in enumerate(itertools.chain(lines, [""]), 1):
+            if line.strip():
+                start = start if document else number
+                document.append(line.removesuffix("\n").removesuffix("\r") if line.endswith("\n") else line)
+            elif document:
+                yield Source(problems.file, start, "line"), {"text": "\n".join(document)}
+                document = []
 
 
-def _parquet(data: bytes, problems: Problems) -> list[SourcedRow]:
+def _parquet(path: Path, problems: Problems) -> Iterator[SourcedRow]:
     import pyarrow
     import pyarrow.parquet
 
+    numbers = itertools.count(1)
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
-        names, records = table.column_names, table.to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            for batch in file.iter_batches(PARQUET_ROWS):
+                for number, row in zip(numbers, batch.to_pylist(), strict=False):
+                    source = Source(problems.file, number)
+                    if (column := _unsafe_column(row)) is not None:
+                        problems.add(source, f"`{column}` holds a NUL character", "delete that character")
+                    yield source, row
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         what = f"not a whole Parquet file: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         raise DataError(Problem(problems.file, what, "download or export the file again")) from None
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.add(problems.file, f"two columns are named {name!r}", "give each column its own name")
-    rows = [(Source(problems.file, i), row) for i, row in enumerate(records, 1)]
-    for source, row in rows:
-        if (column := _unsafe_column(row)) is not None:
-            problems.add(source, f"`{column}` holds a NUL character", "delete that character")
-    return rows
 
 
 READERS: dict[str, tuple[Kind, Reader]] = {

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from luthier.data.conversation import Conversation, Message, Source
+import numpy as np
+import numpy.typing as npt
+
+from luthier.data.conversation import Conversation, Source
 from luthier.data.ledger import Conflict
+from luthier.data.store import Digests, Indices, Part, first_of
 from luthier.errors import Problem, RecipeError
 
 Digest = bytes
@@ -16,42 +21,68 @@ Digest = bytes
 
 @dataclass(frozen=True)
 class Duplicates:
-    """`unique`: the first of each. `repeats`: every later one, with the place of its first.
+    """`unique`: the first of each. `repeated`: every later one, and `repeats`: its place with that of its first.
 
     `conflicts`: prompts (all that precedes the last answer) that have more than one different last answer.
     """
 
-    unique: list[Conversation]
-    repeats: list[tuple[Conversation, Source]]
+    unique: Sequence[Conversation]
+    repeated: Sequence[Conversation]
+    repeats: list[tuple[Source, Source]]
     conflicts: list[Conflict]
 
 
-def find_duplicates(conversations: Iterable[Conversation]) -> Duplicates:
+def find_duplicates(conversations: Sequence[Conversation]) -> Duplicates:
     """Exact repetitions (every message equal, in text, role and training) and conflicting answers. Order is kept."""
-    first: dict[tuple[Message, ...], Conversation] = {}
-    repeats: list[tuple[Conversation, Source]] = []
+    rows, prompts, answers = Digests(), Digests(), Digests()
     for conversation in conversations:
-        earlier = first.setdefault(conversation.messages, conversation)
-        if earlier is not conversation:
-            repeats.append((conversation, earlier.source))
-    unique = list(first.values())
-    return Duplicates(unique, repeats, list(_conflicts(unique)))
-
-
-def _conflicts(unique: list[Conversation]) -> Iterator[Conflict]:
-    by_prompt: dict[Digest, list[Conversation]] = {}
-    for conversation in unique:
         *_, last = _prompts(conversation)
-        by_prompt.setdefault(last, []).append(conversation)
-    for same in by_prompt.values():
-        answers = {(c.messages[-1].content, c.messages[-1].reasoning) for c in same}
-        if len(answers) > 1:
-            yield Conflict(same[0].prompt[-1].content, len(answers), tuple(c.source for c in same))
+        answer = conversation.messages[-1]
+        rows.append(digest_of(conversation))
+        prompts.append(last)
+        answers.append(_digest(last.hex(), answer.content, answer.reasoning))
+    first = first_of(rows.array())
+    index = np.arange(len(first))
+    unique, later = np.flatnonzero(first == index), np.flatnonzero(first != index)
+    prompt, answer_of = first_of(prompts.array()[unique]), first_of(answers.array()[unique])
+    different = np.bincount(prompt[answer_of == np.arange(len(unique))], minlength=len(unique))
+    told = np.flatnonzero(different[prompt] > 1)  # rows of prompts with several answers
+
+    places: dict[int, Source] = {}
+    wanted = np.unique(np.concatenate((later, first[later], unique[told])))
+    firsts = {int(unique[at]): "" for at in np.flatnonzero(different > 1)}
+    for at, row in zip(wanted.tolist(), Part(conversations, wanted), strict=True):
+        places[at] = row.source
+        if at in firsts:
+            firsts[at] = row.prompt[-1].content
+    same: dict[int, list[Source]] = {}
+    for at in told.tolist():
+        same.setdefault(int(prompt[at]), []).append(places[int(unique[at])])
+    return Duplicates(
+        Part(conversations, unique),
+        Part(conversations, later),
+        [(places[at], places[int(first[at])]) for at in later.tolist()],
+        [Conflict(firsts[int(unique[at])], int(different[at]), tuple(found)) for at, found in same.items()],
+    )
+
+
+def digest_of(conversation: Conversation) -> Digest:
+    """The same for rows whose every message is the same."""
+    return _digest(*(part for m in conversation.messages for part in (m.role, m.content, m.train, m.reasoning)))
+
+
+def _digest(*parts: str | bool | None) -> Digest:
+    running = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        text = repr(part) if not isinstance(part, str) else part
+        data = text.encode()
+        running.update(f"{type(part).__name__} {len(data)} ".encode() + data)
+    return running.digest()
 
 
 def split(
     conversations: Sequence[Conversation], holdout: str | int, seed: int
-) -> tuple[list[Conversation], list[Conversation]]:
+) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
     """(train, heldout), each in the given order. Rows with a common prompt stay on one side.
 
     A conversation has a prompt before each of its answers; sharing any of them binds two rows together. Which
@@ -62,28 +93,31 @@ def split(
     """
     wanted = holdout_count(holdout, len(conversations))
     if wanted == 0:
-        return list(conversations), []
-    groups = _groups(conversations)
-    if len(groups) == 1:
+        return conversations, []
+    groups, keys = _groups(conversations)
+    sizes = np.bincount(groups, minlength=len(keys))
+    if np.count_nonzero(sizes) == 1:
         fix = "set data.holdout: 0, or give a file of other rows as data.heldout"
         raise RecipeError(Problem("data.holdout", "every row has the same prompt, so none can be held out", fix))
-    held = _nearest([(key, len(members)) for key, members in groups.items()], wanted, seed)
-    heldout = {index for key in held for index in groups[key]}
-    sides: tuple[list[Conversation], list[Conversation]] = ([], [])
-    for index, conversation in enumerate(conversations):
-        sides[index in heldout].append(conversation)
-    return sides
+    held = _nearest(keys, sizes, wanted, seed)[groups]
+    return Part(conversations, np.flatnonzero(~held)), Part(conversations, np.flatnonzero(held))
 
 
 def unseen(
-    heldout: Sequence[Conversation], train: Iterable[Conversation]
-) -> tuple[list[Conversation], list[Conversation]]:
+    heldout: Sequence[Conversation], train: Sequence[Conversation]
+) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
     """(unseen, seen): rows of a held-out file none of whose prompts, in any turn, is in training, and the others."""
-    trained = {digest for conversation in train for digest in _prompts(conversation)}
-    sides: tuple[list[Conversation], list[Conversation]] = ([], [])
-    for conversation in heldout:
-        sides[any(digest in trained for digest in _prompts(conversation))].append(conversation)
-    return sides
+    digests, row_of = Digests(), array("q")
+    for rows, is_heldout in ((train, False), (heldout, True)):
+        for index, conversation in enumerate(rows):
+            for digest in _prompts(conversation):
+                digests.append(digest)
+                row_of.append(index if is_heldout else -1)
+    owner = np.frombuffer(row_of, np.int64) if row_of else np.empty(0, np.int64)
+    trained = owner[first_of(digests.array())] < 0
+    seen = np.zeros(len(heldout), np.bool_)
+    seen[owner[trained & (owner >= 0)]] = True
+    return Part(heldout, np.flatnonzero(~seen)), Part(heldout, np.flatnonzero(seen))
 
 
 def holdout_count(holdout: str | int, rows: int) -> int:
@@ -103,43 +137,68 @@ def holdout_count(holdout: str | int, rows: int) -> int:
     return count
 
 
-def _groups(conversations: Sequence[Conversation]) -> dict[Digest, list[int]]:
-    """Indices of rows bound together by common prompts, under the smallest digest among their prompts."""
-    parent: dict[Digest, Digest] = {}
+def _groups(conversations: Sequence[Conversation]) -> tuple[Indices, npt.NDArray[np.uint64]]:
+    """For each row its group: rows bound together by common prompts. And the digests [G, 2] that name the groups.
 
-    def root(digest: Digest) -> Digest:
-        while (above := parent.setdefault(digest, digest)) != digest:
-            parent[digest] = parent[above]
-            digest = above
-        return digest
-
-    last: list[Digest] = []
+    A group is named by the smallest digest among its prompts, and numbered by that digest's place in their order.
+    """
+    digests, counts = Digests(), array("q")
     for conversation in conversations:
-        prompts = list(_prompts(conversation))
-        for digest in prompts[1:]:
-            a, b = sorted((root(prompts[0]), root(digest)))
+        before = len(digests)
+        for digest in _prompts(conversation):
+            digests.append(digest)
+        counts.append(len(digests) - before)
+    found = digests.array()
+    first = first_of(found)
+    distinct = np.flatnonzero(first == np.arange(len(first)))
+    order = distinct[np.lexsort((found[distinct, 1], found[distinct, 0]))]
+    rank = np.empty(len(found), np.int64)
+    rank[order] = np.arange(len(order))
+    rank = rank[first]
+    parent = np.arange(len(order))
+
+    def root(prompt: int) -> int:
+        while (above := int(parent[prompt])) != prompt:
+            parent[prompt] = parent[above]
+            prompt = above
+        return prompt
+
+    per_row = np.frombuffer(counts, np.int64)
+    starts = np.cumsum(per_row) - per_row
+    for row in np.flatnonzero(per_row > 1).tolist():
+        one, *others = rank[starts[row] : starts[row] + per_row[row]].tolist()
+        for other in others:
+            a, b = sorted((root(one), root(other)))
             parent[b] = a
-        last.append(prompts[0])
-    groups: dict[Digest, list[int]] = {}
-    for index, digest in enumerate(last):
-        groups.setdefault(root(digest), []).append(index)
-    return groups
+    while (parent[parent] != parent).any():
+        parent = parent[parent]
+    return parent[rank[starts]], found[order]
 
 
-def _nearest(groups: list[tuple[Digest, int]], wanted: int, seed: int) -> list[Digest]:
+def _nearest(
+    keys: npt.NDArray[np.uint64], sizes: npt.NDArray[np.int64], wanted: int, seed: int
+) -> npt.NDArray[np.bool_]:
     """Whole groups in an order drawn from `seed`, each taken if it fits; one more if overshooting ends nearer."""
     key = str(seed).encode()[:64]
-    drawn = sorted(groups, key=lambda group: hashlib.blake2b(group[0], key=key, digest_size=16).digest())
-    held, missing = [], wanted
-    for digest, size in drawn:
+    groups = np.flatnonzero(sizes)
+    draws = Digests()
+    for name in keys[groups].astype(">u8"):
+        draws.append(hashlib.blake2b(name.tobytes(), key=key, digest_size=16).digest())
+    drawn = draws.array()
+    held, missing = np.zeros(len(sizes), np.bool_), wanted
+    left: list[tuple[int, int]] = []  # size and group of the smallest that was not taken
+    more = 0
+    for group in groups[np.lexsort((drawn[:, 1], drawn[:, 0]))].tolist():
+        size = int(sizes[group])
         if size <= missing:
-            held.append(digest)
+            held[group] = True
             missing -= size
-    chosen = set(held)
-    left = [(digest, size) for digest, size in drawn if digest not in chosen]
-    digest, size = min(left, key=lambda group: group[1])
-    if len(left) > 1 and (size - missing < missing or not held):
-        held.append(digest)
+        else:
+            more += 1
+            left = left if left and left[0][0] <= size else [(size, group)]
+    size, group = left[0]
+    if more > 1 and (size - missing < missing or not held.any()):
+        held[group] = True
     return held
 
 

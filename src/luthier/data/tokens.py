@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,19 @@ PART = 20_000  # conversations whose tokens are held, and kept in one file
 
 
 def tokenize(
-    renderer: Renderer, conversations: Sequence[Conversation], train_on: TrainOn, cache: Path | None
-) -> Iterator[list[list[Example]]]:
-    """The examples of each conversation, in parts of at most PART, from `cache` where it holds them.
+    renderer: Renderer, conversations: Iterable[Conversation], count: int, train_on: TrainOn, cache: Path | None
+) -> Iterator[tuple[list[Conversation], list[list[Example]]]]:
+    """`count` conversations, and the examples of each, in parts of at most PART, from `cache` where it holds them.
 
     Raises ModelError for turns without labels.
     """
     with contextlib.ExitStack() as shown:
         bar: console.Progress | None = None
-        for start in range(0, len(conversations), PART):
-            part = conversations[start : start + PART]
+        rows, left = iter(conversations), count
+        while part := list(itertools.islice(rows, PART)):
             file = cache / f"{_key(renderer, part, train_on)}.npz" if cache else None
             kept = _read(file, part) if file else None
             if kept is None:
-                left = len(conversations) - start
                 bar = bar or shown.enter_context(console.progress("Rendering rows", left))
                 kept = []
                 for at in range(0, len(part), CHUNK):
@@ -45,7 +45,8 @@ def tokenize(
                     _keep(file, kept)
             elif bar:
                 bar.advance(len(part))
-            yield kept
+            left -= len(part)
+            yield part, kept
 
 
 def _keep(file: Path, found: list[list[Example]]) -> None:

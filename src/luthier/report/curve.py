@@ -1,6 +1,7 @@
 """Loss curves as geometry: positions in percent of the plot, so that text can lie over lines at any width.
 
-The page switches between the axes by style alone, so every line is drawn once for each.
+The page switches between the axes by style alone, so every line is drawn once for each. Its script enlarges a part: for
+that the plot has every point too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from luthier.report import words
 from luthier.report.languages import ENGLISH, Language
 
 MOST_POINTS = 300  # more than a screen can show; beyond it, neighbours are averaged
+MOST_READ = 10_000  # points that can be read one by one: about 0.9 MB of the page
 AXES = ("step", "tokens", "seconds")
 UNITS = (("s", 1), ("min", 60), ("h", 3600))
 
@@ -42,10 +44,11 @@ class Spot:
 
 @dataclass(frozen=True)
 class Axis:
-    """`unit` is the key of its words: `unit_min`."""
+    """`unit` is the key of its words, `unit_min`, and `scale` how much of the axis one is: 60."""
 
     name: str
     unit: str
+    scale: int
     ticks: list[Mark]
 
 
@@ -63,9 +66,12 @@ class Lines:
 
 @dataclass(frozen=True)
 class Plot:
+    """`points`, for the script: the axes, and of each run every loss with its figures."""
+
     axes: list[Axis]
     y_ticks: list[Mark]
     runs: list[Lines]
+    points: dict[str, Any]
 
 
 def draw(timelines: Mapping[str, Sequence[dict[str, Any]]], language: Language = ENGLISH) -> Plot | None:
@@ -76,7 +82,7 @@ def draw(timelines: Mapping[str, Sequence[dict[str, Any]]], language: Language =
         return None
     names = [axis for axis in AXES if all(axis in places for places, _ in every)]
     right = {axis: max(places[axis] for places, _ in every) or 1 for axis in names}
-    shown = {name: (_averaged(train), heldout) for name, (train, heldout) in series.items()}
+    shown = {name: (_averaged(train, MOST_POINTS), heldout) for name, (train, heldout) in series.items()}
     losses = [loss for train, heldout in shown.values() for _, loss in (*train, *heldout)]
     y_values = ticks(min(losses), max(losses))
     low, high = y_values[0], y_values[-1]
@@ -93,8 +99,20 @@ def draw(timelines: Mapping[str, Sequence[dict[str, Any]]], language: Language =
     def spots(points: Sequence[Point], kind: str) -> list[Spot]:
         return [Spot(x(places), y(loss), _figures(places, loss, kind, language)) for places, loss in points]
 
+    def read(points: Sequence[Point], kind: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "x": [places[axis] for axis in names],
+                "y": loss,
+                "smooth": float(f"{smooth:.6g}"),
+                "text": _figures(places, loss, kind, language, exactly),
+            }
+            for (places, loss), (_, smooth) in zip(points, _smoothed(points), strict=True)
+        ]
+
+    axes = [_axis(axis, right[axis]) for axis in names]
     return Plot(
-        axes=[_axis(axis, right[axis]) for axis in names],
+        axes=axes,
         y_ticks=[Mark(0, y(loss), f"{loss:.{_decimals(y_values)}f}") for loss in y_values],
         runs=[
             Lines(
@@ -107,6 +125,17 @@ def draw(timelines: Mapping[str, Sequence[dict[str, Any]]], language: Language =
             )
             for name, (train, heldout) in shown.items()
         ],
+        points={
+            "axes": [{"name": axis.name, "scale": axis.scale, "unit": language.say(axis.unit)} for axis in axes],
+            "runs": [
+                {
+                    "name": name,
+                    "train": read(_averaged(train, MOST_READ), "point_loss"),
+                    "heldout": read(heldout, "point_heldout"),
+                }
+                for name, (train, heldout) in series.items()
+            ],
+        },
     )
 
 
@@ -130,7 +159,7 @@ def _axis(name: str, right: float) -> Axis:
     label: Callable[[float], str] = _short if name == "tokens" else lambda value: f"{value:,.10g}"
     values = [value for value in ticks(0, right / scale) if name == "seconds" or value == int(value)]
     marks = [Mark(round(100 * value * scale / right, 2), 100, label(value)) for value in values]
-    return Axis(name, f"unit_{unit}", [mark for mark in marks if mark.x <= 100])
+    return Axis(name, f"unit_{unit}", scale, [mark for mark in marks if mark.x <= 100])
 
 
 def _short(count: float) -> str:
@@ -140,14 +169,25 @@ def _short(count: float) -> str:
     return f"{count / 1e3:.10g}k" if count >= 1e4 else f"{count:,.0f}"
 
 
-def _figures(places: dict[str, float], loss: float, kind: str, language: Language) -> str:
+def exactly(loss: float) -> str:
+    """As the events have it, but for what float32 cannot tell: 2.31074"""
+    return f"{loss:.6g}"
+
+
+def _figures(
+    places: dict[str, float],
+    loss: float,
+    kind: str,
+    language: Language,
+    write: Callable[[float], str] = words.loss,
+) -> str:
     """`step 20 · 9,000 tokens · 29s · loss 2.31`"""
     said = [language.say("at_step", step=f"{places['step']:,.0f}")]
     if "tokens" in places:
         said.append(language.say("at_tokens", tokens=f"{places['tokens']:,.0f}"))
     if "seconds" in places:
         said.append(words.duration(places["seconds"]))
-    return " · ".join([*said, language.say(kind, loss=words.loss(loss))])
+    return " · ".join([*said, language.say(kind, loss=write(loss))])
 
 
 def _decimals(values: Sequence[float]) -> int:
@@ -172,9 +212,9 @@ def _series(timeline: Sequence[dict[str, Any]]) -> tuple[list[Point], list[Point
     return train, heldout
 
 
-def _averaged(points: Sequence[Point]) -> list[Point]:
-    """At most MOST_POINTS points, each the mean of as many neighbours."""
-    width = math.ceil(len(points) / MOST_POINTS) or 1
+def _averaged(points: Sequence[Point], most: int) -> list[Point]:
+    """At most `most` points, each the mean of as many neighbours."""
+    width = math.ceil(len(points) / most) or 1
     groups = [points[start : start + width] for start in range(0, len(points), width)]
     return [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]
 
@@ -182,8 +222,9 @@ def _averaged(points: Sequence[Point]) -> list[Point]:
 def _smoothed(points: Sequence[Point]) -> list[Point]:
     """Each loss as the mean of its neighbours, a twentieth of the run to either side."""
     reach = len(points) // 20
+    sums = [0.0, *itertools.accumulate(loss for _, loss in points)]
     means = []
     for index, (places, _) in enumerate(points):
-        near = [loss for _, loss in points[max(0, index - reach) : index + reach + 1]]
-        means.append((places, sum(near) / len(near)))
+        first, end = max(0, index - reach), min(len(points), index + reach + 1)
+        means.append((places, (sums[end] - sums[first]) / (end - first)))
     return means

@@ -153,4 +153,4 @@ def saved_tokens(
     size = f"{steps.rows} rows" if steps.tokens is None else "a whole step"
     fewer = f"{1 - computed / padded:.0%} fewer than padded batches of {size}"
     saved = f", {1 - computed / real:.0%} of them shared by rows or after the last label" if computed < real else ""
-    return Choice(f"{computed:,} of {padded:,}", f"{real:,} are real tokens{saved}; the layers compute {fewer}")
+    return Choice(f"{computed:,} / {padded:,}", f"{real:,} are real tokens{saved}; the layers compute {fewer}")

@@ -12,7 +12,6 @@ from luthier.training.display import Display
 from luthier.training.standing import Standing
 
 LOOKS = 0.25  # seconds from one look at the folder to the next
-ENDED = {"stop": "stopped", "fail": "failed"}
 
 
 def watch(run: RunFolder) -> Standing:
@@ -29,15 +28,6 @@ def watch(run: RunFolder) -> Standing:
     if tail.damaged:
         console.warn(f"{run.events_file}: damaged lines were passed over, {tail.damaged} in all")
     return display.standing
-
-
-def state(run: RunFolder, stands: Standing) -> str:
-    """How a run that is not at work came to its end."""
-    if run.record_file.exists():
-        return "finished"
-    if not stands.total_steps:
-        return "ended before its first step"
-    return f"{ENDED.get(stands.ended, 'interrupted')} at step {stands.step}"
 
 
 def is_at_work(run: RunFolder) -> bool:

@@ -56,7 +56,9 @@ TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ye
 def test_each_format_is_recognised_and_gives_the_same_conversation(name: str, row: dict[str, Any]) -> None:
     found = converted(row)
     assert found.format.value == name
-    assert found.conversations == [Conversation((Message("user", "Hi"), Message("assistant", "Yes")), Source("f", 1))]
+    assert list(found.conversations) == [
+        Conversation((Message("user", "Hi"), Message("assistant", "Yes")), Source("f", 1))
+    ]
     assert found.conversations[0].source == Source("f", 1)
     assert found.unused == []
 

@@ -40,7 +40,7 @@ def problems(folder: Path, name: str, content: str | bytes) -> list[tuple[str, s
 def test_a_json_array(tmp_path: Path) -> None:
     path = write(tmp_path, "rows.json", JSON)
     rows = read_rows(path)
-    assert rows.rows == [(Source(str(path), 1), ROWS[0]), (Source(str(path), 2), ROWS[1])]
+    assert list(rows.rows) == [(Source(str(path), 1), ROWS[0]), (Source(str(path), 2), ROWS[1])]
     assert (rows.kind, rows.encoding, rows.path) == ("json", "utf-8", path)
     assert rows.sha256 == hashlib.sha256(JSON.encode()).hexdigest()
 
@@ -106,7 +106,7 @@ def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "rows.bin"  # known by its content
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     found = read_rows(path)
-    assert found.rows == [(Source(str(path), 1), rows[0]), (Source(str(path), 2), rows[1])]
+    assert list(found.rows) == [(Source(str(path), 1), rows[0]), (Source(str(path), 2), rows[1])]
     assert (found.kind, found.encoding) == ("parquet", "binary")
 
 

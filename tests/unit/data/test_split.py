@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +23,7 @@ def text(number: int, content: str) -> Conversation:
     return Conversation((Message("text", content),), Source("f", number))
 
 
-def numbers(conversations: list[Conversation]) -> list[int]:
+def numbers(conversations: Sequence[Conversation]) -> list[int]:
     return [c.source.number for c in conversations]
 
 
@@ -42,7 +43,8 @@ def test_duplicates_and_conflicts_with_their_places() -> None:
     ]
     found = find_duplicates(rows)
     assert numbers(found.unique) == [1, 2, 4, 7, 8]
-    assert [(c.source.number, first.number) for c, first in found.repeats] == [(3, 1), (5, 4), (6, 1)]
+    assert [(source.number, first.number) for source, first in found.repeats] == [(3, 1), (5, 4), (6, 1)]
+    assert numbers(found.repeated) == [3, 5, 6]
     assert [(c.prompt, c.answers, [s.number for s in c.sources]) for c in found.conflicts] == [("who", 2, [1, 2])]
 
 

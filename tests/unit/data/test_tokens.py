@@ -25,9 +25,9 @@ ROWS = [
 ]
 
 
-def tokenize(*arguments: Any) -> list[list[Example]]:
+def tokenize(renderer: Any, rows: list[Conversation], train_on: Any, cache: Path | None) -> list[list[Example]]:
     """All parts as one list."""
-    return [examples for part in tokens.tokenize(*arguments) for examples in part]
+    return [examples for _, part in tokens.tokenize(renderer, rows, len(rows), train_on, cache) for examples in part]
 
 
 class Unusable(Renderer):
@@ -130,8 +130,8 @@ def test_many_rows_go_chunk_by_chunk(tokenizer: Any, monkeypatch: pytest.MonkeyP
 def test_parts_are_kept_apart(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a row more, only the part that it is in is rendered again."""
     monkeypatch.setattr(tokens, "PART", 3)
-    parts = tokens.tokenize(Renderer(tokenizer), ROWS[:3], "all", tmp_path)
-    assert [len(part) for part in parts] == [3]
+    parts = tokens.tokenize(Renderer(tokenizer), ROWS[:3], 3, "all", tmp_path)
+    assert [len(part) for _, part in parts] == [3]
     sizes: list[int] = []
 
     class Counting(Renderer):

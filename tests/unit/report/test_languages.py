@@ -50,11 +50,25 @@ def test_sentences_recorded_in_english_have_their_chinese(english: str, chinese:
     [
         ("stopped at step 57", "停在第 57 步"),
         ("repeats an earlier row (as line 4)", "与前面的一行重复（同第 4 行）"),
-        ("repeats an earlier row (as b.jsonl, line 4)", "与前面的一行重复（同 b.jsonl, line 4）"),
+        ("repeats an earlier row (as b.jsonl, line 4)", "与前面的一行重复（同 b.jsonl 第 4 行）"),
+        ("a.jsonl, line 4; b.json, row 1,204; a.jsonl, line 9", "a.jsonl 第 4 行；b.json 第 1,204 条；a.jsonl 第 9 行"),
         ("longer than 4,096 tokens (5,120 tokens)", "超过 4,096 个 token（5,120 个）"),
         (
             "recomputing costs a third of the time, and 167 tokens at once take about 0.1 of 13.7 GB free",
             "重新计算要多花三分之一的时间，而同时计算 167 个 token 约占 13.7 GB 可用内存中的 0.1 GB",
+        ),
+        (
+            "no padding, shared prefixes computed once, attention by FlexAttention, or flash attention where no prefix "
+            "is shared, norms and gated MLPs by Liger kernels; the flat loss differs from the plain one by 1.1e-03",
+            "没有填充，相同的前缀只计算一次，注意力由 FlexAttention 计算，没有相同前缀时用 flash attention，"
+            "归一化和门控 MLP 用 Liger 算子；与标准算法的损失相差 1.1e-03",
+        ),
+        (
+            "no padding, shared prefixes computed once, attention by a dense mask, as FlexAttention fails "
+            "(no compiler), linear attention row by row, norms by Liger kernels; "
+            "the flat loss differs from the plain one by 0",
+            "没有填充，相同的前缀只计算一次，注意力由 稠密掩码（FlexAttention 出错：no compiler） 计算，"
+            "线性注意力逐行计算，归一化用 Liger 算子；与标准算法的损失相差 0",
         ),
         ("what no pattern knows", "what no pattern knows"),
     ],

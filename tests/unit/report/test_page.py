@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opened_page import HOSTILE, Page
+from opened_page import HOSTILE, SCRIPT, Page, policy_of_curves
 
 from luthier.choice import Choice
 from luthier.errors import RunError
@@ -156,10 +156,14 @@ def test_page_in_chinese(finished: RunFolder) -> None:
         "708 读入 640 用于训练 20 留出 36 重复 12 未使用 3 截短",
         "train.batch_size 16 训练适配器的常用大小",
         "train.other 1 a reason of a later Luthier",
+        "Which wood? workshop.jsonl 第 5 行 4.00 2.50",
+        "workshop.jsonl 第 1 行 · 420 个 token",
+        "处理器 AMD EPYC 9R14, 2 cores 内存 8.2 GB 设备 cpu torch 2.13.0+cpu",
         "由 Luthier 0.1.0 于 20",
     ):
         assert sentence in page.line
     assert "第 120 步 · 留出集损失 2.87" in page.attributes("data-tip")
+    assert "workshop.jsonl 第 31 行 · 5.00 → 3.00" in page.attributes("data-tip")
 
 
 def test_page_speaks_the_language_of_the_environment(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,8 +189,9 @@ def test_page_stands_alone(finished: RunFolder) -> None:
         "srcset",
         "action",
     } == set()
-    assert {tag for tag, _ in page.elements} & {"script", "link", "iframe", "img", "object", "form"} == set()
-    assert ("default-src 'none'; style-src 'unsafe-inline'") in page.attributes("content")
+    assert {tag for tag, _ in page.elements} & {"link", "iframe", "img", "object", "form"} == set()
+    assert policy_of_curves() in page.attributes("content")
+    assert page.scripts == [SCRIPT]
     source = finished.report_file.read_text(encoding="utf-8")
     assert "@import" not in source
     assert "url(" not in source
@@ -212,7 +217,8 @@ def test_hostile_text_stays_text_wherever_it_comes_from(
     trained.write_record(record)
     page = Page(write_report(trained))
     assert page.text.count(HOSTILE) == 5 + 2 + 2 + 2 + 1 + 1 + 1 + 3 + 1 + 2 + 2 + 3
-    assert {"script", "img"} & {tag for tag, _ in page.elements} == set()
+    assert page.scripts == [SCRIPT]
+    assert "img" not in {tag for tag, _ in page.elements}
     assert {name for _, attributes in page.elements for name in attributes} & {"src", "onerror"} == set()
     assert calm <= {tag for tag, _ in page.elements}
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from luthier.data.conversation import Conversation
-from luthier.data.look.finding import PLACES, Finding, Place, excerpt, first_places, rows_of
+from luthier.data.look.finding import PLACES, Finding, Place, counted, excerpt, rows_of
 from luthier.data.prepare import Gathered
+from luthier.data.store import Digests, first_of
 
 # What forms, exports and unfinished work leave in a cell. Not "none" or 无: they may be the label of a class.
 PLACEHOLDERS = frozenset(
@@ -111,14 +113,15 @@ def echoes(data: Gathered) -> Iterator[Finding]:
 
 def repeated_answers(data: Gathered) -> Iterator[Finding]:
     """One answer to many questions: the model will give it to others as well."""
-    counts: Counter[bytes] = Counter()
-    total = 0
+    digests = Digests()
     for row in rows_of(data):
         if row.messages[-1].role == "assistant":
-            counts[_digest(row)] += 1
-            total += 1
-    limit = max(REPEATED_ROWS, REPEATED_SHARE * total)
-    often = {digest: count for digest, count in counts.most_common(50) if count >= limit}
+            digests.append(_digest(row))
+    found = digests.array()
+    limit = max(REPEATED_ROWS, REPEATED_SHARE * len(found))
+    counts = np.bincount(first_of(found))
+    most = np.argsort(-counts, kind="stable")[:50].tolist()
+    often = {found[at].astype(">u8").tobytes(): int(counts[at]) for at in most if counts[at] >= limit}
     if not often:
         return
     first: dict[bytes, Place] = {}
@@ -137,10 +140,9 @@ def repeated_answers(data: Gathered) -> Iterator[Finding]:
 
 
 def _rows_that(holds: Callable[[Conversation], bool], data: Gathered, **words: str) -> Iterator[Finding]:
-    found = [row for row in rows_of(data) if holds(row)]
-    if found:
-        places = first_places((row, row.messages[-1].content) for row in found)
-        yield Finding(count=len(found), places=places, **words)  # type: ignore[arg-type]
+    count, places = counted((row, _last(row)) for row in rows_of(data) if holds(row))
+    if count:
+        yield Finding(count=count, places=places, **words)  # type: ignore[arg-type]
 
 
 def _answers(row: Conversation) -> list[str]:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from luthier import console
+from luthier.data.conversation import Conversation
 from luthier.data.look import answers, private, repeats, scripts
-from luthier.data.look.finding import PLACES, WEIGHTS, Finding, Place, excerpt, first_places, rows_of
+from luthier.data.look.finding import PLACES, WEIGHTS, Finding, Place, counted, excerpt, rows_of
 from luthier.data.prepare import Gathered
 
 Check = Callable[[Gathered], Iterable[Finding]]
@@ -50,17 +51,20 @@ def contacts(data: Gathered) -> Iterator[Finding]:
 def _private(
     data: Gathered, patterns: tuple[private.Pattern, ...], name: str, what: str, todo: str
 ) -> Iterator[Finding]:
-    found = []
+    count, places = counted(_hits(data, patterns))
+    if count:
+        yield Finding(name, "problem", count, f"rows {what}", todo, places, "masked")
+
+
+def _hits(data: Gathered, patterns: tuple[private.Pattern, ...]) -> Iterator[tuple[Conversation, str]]:
+    """Each row that has one, with the first of them."""
     for row in rows_of(data):
         for message in row.messages:
             text = message.content
             hits = private.hits(text, patterns)
             if hits:
-                first = hits[0]
-                found.append((row, f"{first.kind}: {text[first.start : first.end]}"))
+                yield row, f"{hits[0].kind}: {text[hits[0].start : hits[0].end]}"
                 break
-    if found:
-        yield Finding(name, "problem", len(found), f"rows {what}", todo, first_places(found), "masked")
 
 
 CHECKS: tuple[Check, ...] = (

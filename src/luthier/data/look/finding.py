@@ -67,6 +67,8 @@ def excerpt(text: str, most: int = 60) -> str:
     return printable(line)
 
 
-def first_places(found: Iterable[tuple[Conversation, str]]) -> tuple[Place, ...]:
-    """The first few, with their texts as excerpts."""
-    return tuple(Place(str(row.source), excerpt(text)) for row, text in islice(found, PLACES))
+def counted(found: Iterable[tuple[Conversation, str]]) -> tuple[int, tuple[Place, ...]]:
+    """How many there are, and the first few with their texts as excerpts."""
+    found = iter(found)
+    first = tuple(Place(str(row.source), excerpt(text)) for row, text in islice(found, PLACES))
+    return len(first) + sum(1 for _ in found), first

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
-from luthier.data.conversation import Conversation, Message, Source
+from luthier.data.conversation import Conversation, Source
 from luthier.data.formats import Converted, convert
 from luthier.data.look import answers, private
 from luthier.data.prepare import no_garbage_collection
 from luthier.data.problems import Problems
-from luthier.data.sources import Rows, read_rows
+from luthier.data.sources import Rows, read_rows, stored_rows
+from luthier.data.split import digest_of
 from luthier.errors import DataError, Problem
 from luthier.hub.fetch import fetch_data
 from luthier.recipe.schema import DataSettings
@@ -76,7 +77,7 @@ def write_fixed(settings: DataSettings, file: Path) -> Fixed:
             parts[0].open("w", encoding="utf-8", newline="\n") as out,
             parts[1].open("w", encoding="utf-8", newline="\n") as log,
         ):
-            first: dict[tuple[Message, ...], Source] = {}
+            first: dict[bytes, Source] = {}
             for path in paths:
                 formats.add(_write_file(path, settings, result, first, (out, log)))
         if len(formats - {"none"}) > 1:
@@ -97,7 +98,7 @@ def _write_file(
     path: Path,
     settings: DataSettings,
     result: Fixed,
-    first: dict[tuple[Message, ...], Source],
+    first: dict[bytes, Source],
     out: tuple[IO[str], IO[str]],
 ) -> str:
     """One file's rows; the name of their format."""
@@ -107,18 +108,22 @@ def _write_file(
         before = convert(rows, loose)
         used = _used_columns(rows, before)
         changed = {source: found for source, row in rows.rows if (found := list(_masked_columns(row, used)))}
-        rows = replace(rows, rows=[(source, _with(row, changed.get(source, []))) for source, row in rows.rows])
-        after = convert(rows, loose) if changed else before
+        after = before
+        if changed:
+            masked = stored_rows()
+            for source, row in rows.rows:
+                masked.append((source, _with(row, changed.get(source, []))))
+            rows = replace(rows, rows=masked)
+            after = convert(rows, loose)
     result.read += len(rows.rows) + len(rows.dropped)
-    conversations = {conversation.source: conversation for conversation in after.conversations}
+    conversations = iter(after.conversations)  # of all rows but those that were dropped, in their order
     rows_file, log = out
     for source, why in sorted(after.dropped.items(), key=lambda item: item[0].number):
         _log(log, result, source, "left out", "bad row", why)
     for source, row in rows.rows:
-        conversation = conversations.get(source)
-        if conversation is None:
+        if source in after.dropped:
             continue
-        reason, detail = _why_not(conversation, first)
+        reason, detail = _why_not(next(conversations), first)
         if reason and (reason != "duplicate" or settings.duplicates == "drop"):
             _log(log, result, source, "left out", reason, detail)
             continue
@@ -130,13 +135,13 @@ def _write_file(
     return after.format.value
 
 
-def _why_not(row: Conversation, first: dict[tuple[Message, ...], Source]) -> tuple[str, str]:
+def _why_not(row: Conversation, first: dict[bytes, Source]) -> tuple[str, str]:
     """Why a row is left out, or ""."""
     if answers.is_empty(row):
         return "empty answer", ""
     if answers.is_boilerplate(row):
         return "boilerplate", ""
-    earlier = first.setdefault(row.messages, row.source)
+    earlier = first.setdefault(digest_of(row), row.source)
     if earlier is not row.source:
         return "duplicate", f"repeats {earlier}"
     return "", ""

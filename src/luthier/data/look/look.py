@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,8 +70,10 @@ def look(settings: DataSettings, *, seed: int, reader: Reader | None = None, kee
     findings = checks.run(data)
     with checks.watched(data, "Reading letters") as rows:
         written = scripts(rows)
-    sizes = [sum(len(message.content) for message in row.messages) for row in rows_of(data)]
-    trained = sum(len(m.content) for row in rows_of(data) for m in row.messages if m.role in ("assistant", "text"))
+    sizes, trained = array("L"), 0
+    for row in rows_of(data):
+        sizes.append(sum(len(message.content) for message in row.messages))
+        trained += sum(len(m.content) for m in row.messages if m.role in ("assistant", "text"))
     facts = (data.files, schema, data.unused_columns)
     about = (written, lengths_of(sizes, trained))
     if reader is None:

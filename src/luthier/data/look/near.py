@@ -23,7 +23,7 @@ from luthier.data.conversation import Conversation
 NEAR = 0.8
 PERMUTATIONS, BAND = 64, 4  # 16 bands of 4: of pairs with a similarity of 0.8, all but 2 in 10,000 are proposed
 MARGIN = 0.15  # 3 standard deviations of an estimate from 64 permutations
-CHUNK = 20_000
+CHUNK = 2_000
 UNSPACED = re.compile("[\u3041-\u30ff\u3400-\u9fff]")
 APART = re.compile(r"[\W_]+")
 
@@ -49,16 +49,17 @@ def shingles(text: str) -> set[str]:
     return {plain[i : i + size] for i in range(max(1, len(plain) - size + 1))}
 
 
-def sign(texts: Iterable[str], tick: Callable[[int], None] = lambda rows: None) -> Signatures:
-    """The signatures of texts, 256 bytes each."""
+def sign(texts: Iterable[str], count: int, tick: Callable[[int], None] = lambda rows: None) -> Signatures:
+    """The signatures of `count` texts, 256 bytes each."""
     from rensa import RMinHash
 
     texts = iter(texts)
-    parts = [np.empty((0, PERMUTATIONS), np.uint32)]
+    signatures, at = np.empty((count, PERMUTATIONS), np.uint32), 0
     while chunk := [list(shingles(text)) for text in islice(texts, CHUNK)]:
-        parts.append(np.array(RMinHash.digests_from_token_sets(chunk, PERMUTATIONS, 42), np.uint32))
+        signatures[at : at + len(chunk)] = RMinHash.digests_from_token_sets(chunk, PERMUTATIONS, 42)
+        at += len(chunk)
         tick(len(chunk))
-    return np.concatenate(parts)
+    return signatures
 
 
 def earlier(signatures: Signatures) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:

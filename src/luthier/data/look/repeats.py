@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
+
+import numpy as np
 
 from luthier.data.conversation import Conversation
 from luthier.data.look import near
-from luthier.data.look.finding import PLACES, Finding, Place, Weight, excerpt, first_places
+from luthier.data.look.finding import PLACES, Finding, Place, Weight, counted, excerpt
 from luthier.data.prepare import Gathered
+from luthier.data.store import Part
 
 
 def duplicates(data: Gathered) -> Iterator[Finding]:
@@ -16,7 +19,7 @@ def duplicates(data: Gathered) -> Iterator[Finding]:
     if repeats:
         places = tuple(
             Place(str(row.source), f"as {first.unit} {first.number}: {excerpt(_text(row))}")
-            for row, first in repeats[:PLACES]
+            for row, (_, first) in zip(data.duplicates.repeated[:PLACES], repeats[:PLACES], strict=True)
         )
         yield Finding(
             "duplicates",
@@ -52,9 +55,11 @@ def conflicts(data: Gathered) -> Iterator[Finding]:
 
 def near_duplicates(data: Gathered) -> Iterator[Finding]:
     """Rows to train that nearly repeat an earlier one, and rows held out that nearly repeat one that is trained."""
-    repeated = {row.source for row, _ in data.duplicates.repeats}
-    train = [row for row in data.train if row.source not in repeated]
-    signatures = near.sign(map(_text, train), data.tick)
+    repeated = {source for source, _ in data.duplicates.repeats}
+    train: Sequence[Conversation] = data.train
+    if repeated:
+        train = Part(train, np.array([at for at, row in enumerate(train) if row.source not in repeated], np.int64))
+    signatures = near.sign(map(_text, train), len(train), data.tick)
     pairs = near.verified(train, train, *near.earlier(signatures), text=_text)
     yield from _found_in(
         pairs,
@@ -63,7 +68,7 @@ def near_duplicates(data: Gathered) -> Iterator[Finding]:
         what=f"rows that nearly repeat an earlier row ({near.NEAR:.0%} or more is the same)",
         todo="keep one of each: what stands there twice is learned by heart first",
     )
-    best = near.nearest(near.sign(map(_text, data.heldout), data.tick), signatures)
+    best = near.nearest(near.sign(map(_text, data.heldout), len(data.heldout), data.tick), signatures)
     yield from _found_in(
         near.verified(data.heldout, train, *best, text=_text),
         name="overlap",
@@ -89,7 +94,7 @@ def seen(data: Gathered) -> Iterator[Finding]:
             len(data.seen),
             "rows of the held-out file with a prompt that is also in training",
             "nothing: they are left out, so that the held-out loss stays true",
-            first_places((row, row.prompt[-1].content if row.prompt else _text(row)) for row in data.seen),
+            counted((row, row.prompt[-1].content if row.prompt else _text(row)) for row in data.seen)[1],
         )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from luthier.data.conversation import Conversation
-from luthier.data.look.finding import Finding, first_places, rows_of
+from luthier.data.look.finding import Finding, counted, rows_of
 from luthier.data.prepare import Gathered
 
 # A run of letters of one script. Where words are not spaced, each character counts; elsewhere each run.
@@ -80,13 +80,14 @@ def other_script(data: Gathered) -> Iterator[Finding]:
     """A few answers in another script than the others: in a translator's rows there are more than a few."""
     found = [script_of(_sides(row)[1]) for row in rows_of(data)]
     (main, _), *_ = Counter(script for script in found if script != NO_LETTERS).most_common(1) or [("", 0)]
-    odd = [row for row, script in zip(rows_of(data), found, strict=True) if script not in (main, NO_LETTERS)]
-    if 0 < len(odd) <= FEW * len(found):
+    odd = sum(script not in (main, NO_LETTERS) for script in found)
+    if 0 < odd <= FEW * len(found):
+        rows = (row for row, script in zip(rows_of(data), found, strict=True) if script not in (main, NO_LETTERS))
         yield Finding(
             "other_script",
             "doubt",
-            len(odd),
+            odd,
             f"answers not in {main} letters, as nearly all others are",
             "read them: another language, or only a name or code?",
-            first_places((row, _sides(row)[1]) for row in odd),
+            counted((row, _sides(row)[1]) for row in rows)[1],
         )

@@ -53,6 +53,8 @@ WORDS = {
     "unit_h": "hours of training",
     "by": "by",
     "curve_label": "Loss curve. The figures are in the table below.",
+    "zoom_hint": "Drag across the curves to enlarge a part; a double click shows the whole again.",
+    "zoom_whole": "the whole run",
     "at_step": "step {step}",
     "at_tokens": "{tokens} tokens",
     "point_loss": "loss {loss}",

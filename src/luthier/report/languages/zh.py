@@ -53,6 +53,8 @@ WORDS = {
     "unit_h": "训练时间（小时）",
     "by": "横轴",
     "curve_label": "损失曲线，数值见下面的表格。",
+    "zoom_hint": "在曲线上拖动可放大一段，双击恢复。",
+    "zoom_whole": "恢复全部",
     "at_step": "第 {step} 步",
     "at_tokens": "{tokens} token",
     "point_loss": "损失 {loss}",

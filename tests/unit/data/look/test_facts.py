@@ -160,7 +160,7 @@ def test_signatures_estimate_and_texts_decide() -> None:
     """Every estimate is near the similarity that the pieces themselves have."""
     words = [f"w{n}" for n in range(60)]
     texts = [" ".join(words[: 60 - cut]) for cut in (0, 2, 5, 30)] + ["nothing of that at all"]
-    signatures = near.sign(texts)
+    signatures = near.sign(texts, len(texts))
     assert (signatures.shape, str(signatures.dtype)) == ((5, 64), "uint32")
     pieces = [near.shingles(text) for text in texts]
     for other in range(1, 5):
@@ -172,7 +172,7 @@ def test_signatures_estimate_and_texts_decide() -> None:
 
 
 def test_none_among_none() -> None:
-    nothing, something = near.sign([]), near.sign(["a"])
+    nothing, something = near.sign([], 0), near.sign(["a"], 1)
     assert nothing.shape == (0, 64)
     assert near.nearest(something, nothing)[0].tolist() == [-1]
     assert near.nearest(nothing, something)[0].tolist() == []
