@@ -147,9 +147,7 @@ def _side_by_side(layers: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
     if not all(type(layer) is nn.Linear for layer in layers):
         raise ValueError("not ordinary linear layers")
     weights = [layer.weight for layer in layers]
-    ends = [weight.data_ptr() + weight.nbytes for weight in weights]
-    if ends[:-1] == [weight.data_ptr() for weight in weights[1:]] and weights[0].data_ptr() % CACHE_LINE == 0:
-        # they lie so already
+    if _lie_so(weights):
         size = (sum(map(len, weights)), weights[0].shape[1])
         whole = weights[0].detach().as_strided(size, weights[0].stride())
     else:
@@ -160,3 +158,14 @@ def _side_by_side(layers: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
     if all(bias is None for bias in biases):
         return whole, None
     return whole, torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)])
+
+
+def _lie_so(weights: Sequence[Tensor]) -> bool:
+    """Whether they are side by side already, at the beginning of a cache line."""
+    ends = [weight.data_ptr() + weight.nbytes for weight in weights]
+    one_piece = len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
+    return (
+        one_piece
+        and ends[:-1] == [weight.data_ptr() for weight in weights[1:]]
+        and weights[0].data_ptr() % CACHE_LINE == 0
+    )

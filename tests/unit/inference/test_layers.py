@@ -14,7 +14,7 @@ from torch import nn
 from luthier.engine.instance import is_replaced, relative_error
 from luthier.inference.adapters import FIRST, Adapters
 from luthier.inference.decode import Decoder, OneByOne, Running
-from luthier.inference.layers import CACHE_LINE, CHILDREN
+from luthier.inference.layers import CACHE_LINE, CHILDREN, _side_by_side
 from luthier.inference.pick import pick_decoder
 from luthier.inference.together import Together
 
@@ -141,3 +141,14 @@ def test_layers_with_other_linear_layers_stay_stock() -> None:
     model.model.layers[0].self_attn.o_proj = other
     together(model)
     assert fused(model) == [False, True]
+
+
+def test_neighbours_of_two_allocations_are_moved_into_one() -> None:
+    values = torch.arange(128.0).view(8, 16)
+    array = values.numpy()
+    layers = [nn.Linear(16, 4, bias=False) for _ in range(2)]
+    for layer, part in zip(layers, (array[:4], array[4:]), strict=True):
+        layer.weight.data = torch.from_numpy(part)
+    whole, _ = _side_by_side(layers)
+    assert torch.equal(whole, values)
+    assert [layer.weight.data_ptr() - whole.data_ptr() for layer in layers] == [0, 4 * 16 * 4]
