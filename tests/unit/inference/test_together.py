@@ -22,6 +22,7 @@ ALONE = {
     "lfm2": "layers of kind conv keep something else than keys and values",
     "gemma4": "it cannot take a flat row (its layers do not all keep keys and values of the same size)",
     "nemotron": "it cannot take a flat row (its attention is not told which token belongs to which request)",
+    "gemma4": "it cannot take a flat row (its layers do not all keep keys and values of the same size)",
 }
 
 
