@@ -19,7 +19,10 @@ from luthier.recipe.schema import DataSettings
 
 ROWS = [
     Conversation(
-        (Message("user", f"问 {number}\ud800"), Message("assistant", "答", number % 2 == 0, "想" if number % 3 else None)),
+        (
+            Message("user", f"问 {number}\ud800"),
+            Message("assistant", "答", number % 2 == 0, "想" if number % 3 else None),
+        ),
         Source("rows.jsonl", number, "line"),
     )
     for number in range(1, 301)
