@@ -263,7 +263,7 @@ REFUSED: dict[str, tuple[str, str | bytes, Complaints]] = {
         parquet([{"instruction": "a", "output": "b"}])[:-20],
         [
             (
-                "FILE: not a whole Parquet file: Could not open Parquet input source '<Buffer>': Parquet magic "
+                "FILE: not a whole Parquet file: Parquet magic "
                 "bytes not found in footer. Either the file is corrupted or this is not a parquet file.",
                 "download or export the file again",
             )

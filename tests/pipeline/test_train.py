@@ -161,6 +161,7 @@ def test_each_automatic_choice_has_its_reason(run: RunFolder) -> None:
     machine, why = resolved.pop("machine")
     assert "; torch 2." in machine and ", transformers 5." in machine
     assert why == "on another one the result may differ in its last bits"
+    assert resolved.pop("environment.ONEDNN_PRIMITIVE_CACHE_CAPACITY")[0] == "64"
     assert resolved == {
         "model.thinking": (None, "the chat template has no thinking mode"),
         "data.max_length": (256, "the model takes no more"),

@@ -264,7 +264,7 @@ def _jsonl(text: Text, problems: Problems) -> Iterator[SourcedRow]:
                 continue
             source = Source(problems.file, number, "line")
             try:
-                row = _parse(line)
+                row = _parse(line.removesuffix("\n"))
             except json.JSONDecodeError as error:
                 fix = "correct the line or delete it (each line is one whole object)"
                 problems.add(source, f"not valid JSON at column {error.pos + 1}: {error.msg}", fix)

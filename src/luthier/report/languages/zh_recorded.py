@@ -32,6 +32,7 @@ SENTENCES = {
     "the recipe asks for it": "配方如此指定",
     "the recipe asks for it; some kernels are slower": "配方如此指定；有些算子会变慢",
     "the recipe asks for it; it multiplies at {rate} on {device}": "配方如此指定；在 {device} 上的乘法速度是 {rate}",
+    "a CPU's kernels for as many shapes are kept, in the place of 1,024": "CPU 为这么多种形状保留算子，而不是 1,024 种",
     "set by you": "由你设置",
     "train.deterministic asks for it": "train.deterministic 如此要求",
     "the chat template has no thinking mode": "对话模板没有思考模式",
