@@ -20,9 +20,7 @@ ALONE = {
     "qwen3_5": "layers of kind linear_attention keep something else than keys and values",
     "gemma4": "it cannot take a flat row (its layers do not all keep keys and values of the same size)",
     "lfm2": "layers of kind conv keep something else than keys and values",
-    "gemma4": "it cannot take a flat row (its layers do not all keep keys and values of the same size)",
     "nemotron": "it cannot take a flat row (its attention is not told which token belongs to which request)",
-    "gemma4": "it cannot take a flat row (its layers do not all keep keys and values of the same size)",
 }
 
 
