@@ -120,6 +120,13 @@ class _Fused(torch.autograd.Function):
         return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
 
 
+def head_width(config: Any) -> int:
+    """Of the first layer's heads: Gemma 4's layers differ, and its config refuses to name one width for all."""
+    text = config.get_text_config()
+    first = text.per_layer_config[0] if hasattr(text, "per_layer_config") else text
+    return getattr(first, "head_dim", None) or first.hidden_size // first.num_attention_heads
+
+
 @functools.cache
 def pick_kernels(device: str, dtype: torch.dtype, width: int) -> Choice[Kernels]:
     """What computes attention on this device for heads of this width, and why. Resolved once a process.

@@ -53,9 +53,7 @@ def has_dropout(model: Any) -> bool:
 
 
 def _attention(model: Any) -> str:
-    config = model.config.get_text_config()
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return attention.pick_kernels(model.device.type, model.dtype, width).reason
+    return attention.pick_kernels(model.device.type, model.dtype, attention.head_width(model.config)).reason
 
 
 def _check(model: Any, engine: Engine, examples: Sequence[Example]) -> Choice[bool]:
