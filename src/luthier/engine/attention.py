@@ -120,11 +120,13 @@ class _Fused(torch.autograd.Function):
         return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
 
 
-def head_width(config: Any) -> int:
-    """Of the first layer's heads: Gemma 4's layers differ, and its config refuses to name one width for all."""
+def key_heads(config: Any) -> tuple[int, int]:
+    """How many heads keys have, and their width; of the first layer, where layers differ (Gemma 4)."""
     text = config.get_text_config()
     first = text.per_layer_config[0] if hasattr(text, "per_layer_config") else text
-    return getattr(first, "head_dim", None) or first.hidden_size // first.num_attention_heads
+    heads = first.num_attention_heads
+    width = getattr(first, "head_dim", None) or first.hidden_size // heads
+    return getattr(first, "num_key_value_heads", None) or heads, width
 
 
 @functools.cache

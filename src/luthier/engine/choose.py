@@ -53,7 +53,8 @@ def has_dropout(model: Any) -> bool:
 
 
 def _attention(model: Any) -> str:
-    return attention.pick_kernels(model.device.type, model.dtype, attention.head_width(model.config)).reason
+    _, width = attention.key_heads(model.config)
+    return attention.pick_kernels(model.device.type, model.dtype, width).reason
 
 
 def _check(model: Any, engine: Engine, examples: Sequence[Example]) -> Choice[bool]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from luthier.engine import attention
 from luthier.evaluation.answers import MAX_NEW_TOKENS
 from luthier.hardware.environment import KERNELS_KEPT
 from luthier.inference.generate import AT_ONCE
-from luthier.training.forecast.sketch import Taken, key_heads
+from luthier.training.forecast.sketch import Taken
 from luthier.training.forecast.workload import Workload
 
 MOMENTS = 2  # of AdamW, beside each weight of the adapter and its gradient
@@ -101,7 +102,7 @@ def answers_bytes(config: Any, dtype: torch.dtype, work: Workload) -> int:
     """Keys and values while base and tuned model answer, in pools that double: the old one beside the new."""
     if not work.questions:
         return 0
-    heads, width = key_heads(config)
+    heads, width = attention.key_heads(config)
     token: int = 2 * config.get_text_config().num_hidden_layers * heads * width * dtype.itemsize
     length = _doubled(work.prompt_tokens // work.questions + MAX_NEW_TOKENS)
     return 2 * _doubled(min(work.questions, AT_ONCE // 2)) * (length + length // 2) * token

@@ -168,7 +168,7 @@ class Sketch:
 
     @contextmanager
     def _attention(self) -> Iterator[None]:
-        kernels = attention.kernels_without_values(self.device, self.dtype, key_heads(self.config)[1])
+        kernels = attention.kernels_without_values(self.device, self.dtype, attention.key_heads(self.config)[1])
         token = attention.standing_in.set(kernels)
         try:
             yield
@@ -214,12 +214,3 @@ def period(config: Any) -> int:
 def _sharing(text: Any) -> int:
     """How many of the last layers take keys and values of earlier ones (Gemma 4): they are of other kinds."""
     return getattr(text, "num_kv_shared_layers", None) or 0
-
-
-def key_heads(config: Any) -> tuple[int, int]:
-    """How many heads keys have, and their width; of the first layer, where layers differ (Gemma 4)."""
-    text = config.get_text_config()
-    first = text.per_layer_config[0] if hasattr(text, "per_layer_config") else text
-    heads = first.num_attention_heads
-    width = getattr(first, "head_dim", None) or first.hidden_size // heads
-    return getattr(first, "num_key_value_heads", None) or heads, width

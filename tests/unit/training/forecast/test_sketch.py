@@ -11,11 +11,12 @@ from transformers import AutoConfig
 
 from luthier.data.conversation import Source
 from luthier.data.render import IGNORE, Example
+from luthier.engine.attention import key_heads
 from luthier.engine.engines import FlatEngine, PlainEngine, install
 from luthier.recipe.schema import AdapterSettings
 from luthier.training import activations
 from luthier.training.forecast.allocations import Allocations
-from luthier.training.forecast.sketch import Sketch, Taken, key_heads, period, shortened
+from luthier.training.forecast.sketch import Sketch, Taken, period, shortened
 
 ROW = Example([*range(3, 43)], [IGNORE] * 10 + [*range(13, 43)], Source("rows.json", 1))
 ADAPTER = AdapterSettings(rank=4, alpha=8)
