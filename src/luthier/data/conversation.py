@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from luthier.data.store import Stored
+from typing import Literal
 
 Role = Literal["system", "user", "assistant", "tool", "text"]
 
@@ -53,19 +50,3 @@ class Conversation:
         """All that precedes the last assistant turn: rows with the same prompt never sit on both sides of a split."""
         last = max((i for i, m in enumerate(self.messages) if m.role == "assistant"), default=len(self.messages))
         return self.messages[:last]
-
-
-def stored() -> Stored[Conversation]:
-    """Room for conversations, however many."""
-    return Stored(_pack, _unpack)
-
-
-def _pack(row: Conversation) -> Any:
-    source = row.source
-    turns = [(m.role, m.content, m.train, m.reasoning) for m in row.messages]
-    return source.file, source.number, source.unit, turns
-
-
-def _unpack(row: Any) -> Conversation:
-    file, number, unit, turns = row
-    return Conversation(tuple(Message(*turn) for turn in turns), Source(sys.intern(file), number, unit))

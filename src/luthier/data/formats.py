@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.choice import Choice
-from luthier.data.conversation import RESERVED, Conversation, Message, Role, Source, stored
+from luthier.data.conversation import RESERVED, Conversation, Message, Role, Source
 from luthier.data.problems import Problems, describe
 from luthier.data.sources import Rows
+from luthier.data.store import stored_conversations
 from luthier.errors import DataError, Problem
 from luthier.recipe.schema import DataSettings
 
@@ -56,7 +57,7 @@ def convert(rows: Rows, settings: DataSettings) -> Converted:
     default = (Message("system", settings.system),) if settings.system else ()
     if default and choice.value == "text":
         problems.add("data.system", "plain text has no system prompt", "take data.system out of the recipe")
-    conversations = stored()
+    conversations = stored_conversations()
     for source, values in rows.rows:
         messages = tuple(chosen.convert(Row(source, values, names, problems, unused)))
         if messages and messages[0].role not in ("system", "text"):

@@ -14,13 +14,13 @@ from typing import Any
 from luthier import console
 from luthier.choice import Choice
 from luthier.data import served
-from luthier.data.conversation import Conversation, Message, Source, stored
+from luthier.data.conversation import Conversation, Message, Source
 from luthier.data.formats import Converted, convert
 from luthier.data.ledger import Entry, Ledger, Outcome
 from luthier.data.render import Example, Renderer
 from luthier.data.sources import Rows, read_rows
 from luthier.data.split import Duplicates, find_duplicates, split, unseen
-from luthier.data.store import Stored
+from luthier.data.store import Stored, stored_conversations
 from luthier.data.tokens import tokenize
 from luthier.errors import DataError, Problem, all_of
 from luthier.hub.cache import cache_dir
@@ -177,7 +177,7 @@ def _read(
     references: Sequence[str], settings: DataSettings, see: See
 ) -> tuple[Stored[Conversation], list[dict[str, Any]], list[str], list[tuple[Source, str]]]:
     """Conversations, facts of the files, unused columns, and bad rows with what is wrong with them."""
-    conversations = stored()
+    conversations = stored_conversations()
     dropped: list[tuple[Source, str]] = []
     files: list[dict[str, Any]] = []
     unused: dict[str, None] = {}

@@ -6,6 +6,7 @@ Only what this process wrote is read back, through a file that no other can open
 from __future__ import annotations
 
 import pickle
+import sys
 import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
+from luthier.data.conversation import Conversation, Message, Source
 from luthier.errors import DataError, Problem
 from luthier.hub.cache import cache_dir
 
@@ -91,6 +93,22 @@ class Stored(Sequence[T]):
             what = f"cannot hold the rows while they are looked at: {error.strerror or error}"
             fix = "free some space there, or set LUTHIER_HOME to a folder on another disk"
             raise DataError(Problem(str(folder), what, fix)) from None
+
+
+def stored_conversations() -> Stored[Conversation]:
+    """Room for conversations, however many."""
+    return Stored(_pack, _unpack)
+
+
+def _pack(row: Conversation) -> Any:
+    source = row.source
+    turns = [(m.role, m.content, m.train, m.reasoning) for m in row.messages]
+    return source.file, source.number, source.unit, turns
+
+
+def _unpack(row: Any) -> Conversation:
+    file, number, unit, turns = row
+    return Conversation(tuple(Message(*turn) for turn in turns), Source(sys.intern(file), number, unit))
 
 
 class Part(Sequence[T]):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from luthier.data import sources, store
-from luthier.data.conversation import Conversation, Message, Source, stored
+from luthier.data.conversation import Conversation, Message, Source
 from luthier.data.look import checks
 from luthier.data.prepare import gather
-from luthier.data.store import Part, first_of
+from luthier.data.store import Part, first_of, stored_conversations
 from luthier.errors import DataError
 from luthier.recipe.schema import DataSettings
 
@@ -37,7 +37,7 @@ def few_in_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [0, 9, 10, 11, 137, 138, 139, 300])
 def test_as_a_list_would(few_in_memory: None, tmp_path: Path, count: int) -> None:
-    kept = stored()
+    kept = stored_conversations()
     for row in ROWS[:count]:
         kept.append(row)
     assert len(kept) == count
@@ -51,7 +51,7 @@ def test_as_a_list_would(few_in_memory: None, tmp_path: Path, count: int) -> Non
 
 
 def test_two_who_read_at_once_do_not_disturb_each_other(few_in_memory: None) -> None:
-    kept = stored()
+    kept = stored_conversations()
     for row in ROWS:
         kept.append(row)
     assert [(one, other) for one, other in zip(kept, reversed(kept), strict=True)] == list(
@@ -61,7 +61,7 @@ def test_two_who_read_at_once_do_not_disturb_each_other(few_in_memory: None) -> 
 
 def test_a_disk_that_cannot_hold_them(few_in_memory: None, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file, not a folder")
-    kept = stored()
+    kept = stored_conversations()
     with pytest.raises(DataError) as caught:
         for row in ROWS:
             kept.append(row)

@@ -185,23 +185,23 @@ def test_tokens_of_an_epoch() -> None:
         return plan.saved_tokens(engine, rows, asked, plan.steps_of(asked, rows), budget)
 
     assert saved(FlatEngine(), everything, 10**6) == Choice(
-        "17 of 72",
+        "17 / 72",
         "60 are real tokens, 72% of them shared by rows or after the last label; "
         "the layers compute 76% fewer than padded batches of 4 rows",
     )
     assert saved(FlatEngine(share=False), everything, 10**6) == Choice(
-        "56 of 72",
+        "56 / 72",
         "60 are real tokens, 7% of them shared by rows or after the last label; "
         "the layers compute 22% fewer than padded batches of 4 rows",
     )
     assert saved(PlainEngine(), everything, 10**6) == Choice(
-        "72 of 72", "60 are real tokens; the layers compute 0% fewer than padded batches of 4 rows"
+        "72 / 72", "60 are real tokens; the layers compute 0% fewer than padded batches of 4 rows"
     )
     in_two = settings(batch_size=4, gradient_accumulation_steps=2)
-    assert saved(PlainEngine(), in_two, 10**6).value == "64 of 72"  # 2 · 14 + 2 · 18
-    assert saved(FlatEngine(), in_two, 10**6).value == "30 of 72"  # 13 + 17
-    assert saved(FlatEngine(share=False), everything, 17).value == "56 of 72"
+    assert saved(PlainEngine(), in_two, 10**6).value == "64 / 72"  # 2 · 14 + 2 · 18
+    assert saved(FlatEngine(), in_two, 10**6).value == "30 / 72"  # 13 + 17
+    assert saved(FlatEngine(share=False), everything, 17).value == "56 / 72"
     by_tokens = settings(batch_tokens=100)
     assert saved(PlainEngine(), by_tokens, 10**6) == Choice(
-        "72 of 72", "60 are real tokens; the layers compute 0% fewer than padded batches of a whole step"
+        "72 / 72", "60 are real tokens; the layers compute 0% fewer than padded batches of a whole step"
     )
