@@ -117,3 +117,16 @@ def test_products_run_in_the_dtype_of_the_weights_over_float32_masters() -> None
     learned = [m.weight for layer in layers for m in (layer.lora_A["default"], layer.lora_B["default"])]
     assert {m.dtype for m in learned} == {m.grad.dtype for m in learned} == {torch.float32}
     assert isinstance(layers[0].base_layer, nn.Linear)
+
+
+def test_what_a_young_adapter_adds_is_not_rounded_away() -> None:
+    """It adds 2^-10 to sums whose last bit is 2^-5 or so. PEFT adds it to the rounded ones, where it vanishes."""
+    generator, added = torch.Generator().manual_seed(0), 2.0**-10
+    x, weight = (torch.randn(rows, 64, generator=generator).to(torch.bfloat16) for rows in (1000, 64))
+    x[:, 0] = 1
+    down = nn.functional.one_hot(torch.tensor([0]), 64).float()  # [1, 64]: reads the one
+    frozen = [lora._Frozen(weight, None, 1.0)]
+    without, ours = (lora._apply(x, None, frozen, down, torch.full((64, 1), b))[0].float() for b in (0.0, added))
+    assert float((ours - without).mean()) == pytest.approx(added, rel=0.1)
+    twice_rounded = (without.to(torch.bfloat16) + torch.tensor(added, dtype=torch.bfloat16)).float()
+    assert float((twice_rounded - without).mean()) < added / 4
