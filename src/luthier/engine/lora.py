@@ -12,8 +12,8 @@ s = alpha / rank, and x of shape [N, in]:
 
 Only x and t are kept for the backward. Products run in the dtype of W, over float32 masters of A and B. In half
 precision yi is one product, [x ti] [Wi siBi]^T: what a young adapter adds is less than half the last bit of x Wi^T, and
-added to that after it was rounded, all of it would be lost. With dropout each layer drops other values of x, so each has
-its own product in place of the common one. LoRA: arXiv 2106.09685; PEFT's own layers are the plain twin.
+added to that after it was rounded, all of it would be lost. With dropout each layer drops other values of x, so each
+has its own product in place of the common one. LoRA: arXiv 2106.09685; PEFT's own layers are the plain twin.
 """
 
 from __future__ import annotations
