@@ -2,54 +2,41 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import launched, needs_chromium, pages
 
 from luthier.recipe.schema import Recipe
 from luthier.report.compare import write_comparison
 from luthier.report.page import write_report
 from luthier.report.record import RunFolder
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytest.importorskip("playwright", reason="pip install -e .[browser]")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (or in the variable CHROMIUM)")
+pytestmark = needs_chromium
 Visit = Callable[..., Any]
 STEPS = 1000
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Visit]:
     """`visit(file)` opens a page; errors, also what its policy forbids, fail the test."""
-    contexts, complaints = [], []
+    with pages(browser, []) as new_page:
 
-    def open_page(file: Path, **options: Any) -> Any:
-        contexts.append(browser.new_context(**{"viewport": {"width": 1100, "height": 900}, **options}))
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(file.as_uri())
-        page.locator(".plot").scroll_into_view_if_needed()
-        return page
+        def open_page(file: Path, **options: Any) -> Any:
+            page = new_page(**{"viewport": {"width": 1100, "height": 900}, **options})
+            page.goto(file.as_uri())
+            page.locator(".plot").scroll_into_view_if_needed()
+            return page
 
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
+        yield open_page
 
 
 def loss_of(step: int) -> float:

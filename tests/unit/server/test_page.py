@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import launched, needs_chromium, pages
 from serving import Running, paused, serving, until
 
 from luthier.inference.batcher import Token
 from luthier.server.door import Rules
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-pytest.importorskip("playwright", reason="pip install -e .[browser]")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (or in the variable CHROMIUM)")
+pytestmark = needs_chromium
 PHONE = {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -39,23 +32,17 @@ def server(shelf: Path) -> Iterator[Running]:
 @pytest.fixture
 def visit(browser: Any, server: Running) -> Iterator[Any]:
     """`visit(locale=…)` opens the page; what the browser asks of anywhere else, and its errors, fail the test."""
-    contexts, complaints = [], []
+    complaints: list[str] = []
+    with pages(browser, complaints) as new_page:
 
-    def open_page(url: str = server.url, **options: Any) -> Any:
-        context = browser.new_context(**{"locale": "en-US", **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: request.url.startswith(url) or complaints.append(request.url))
-        page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(url)
-        page.wait_for_selector("#model-a option", state="attached")
-        return page
+        def open_page(url: str = server.url, **options: Any) -> Any:
+            page = new_page(**{"locale": "en-US", **options})
+            page.on("request", lambda request: request.url.startswith(url) or complaints.append(request.url))
+            page.goto(url)
+            page.wait_for_selector("#model-a option", state="attached")
+            return page
 
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
+        yield open_page
 
 
 def finished(page: Any) -> None:
