@@ -131,6 +131,20 @@ def test_flat_is_plain_in_long_rows(family: str, share: bool) -> None:
     assert gradient_error < BOUND
 
 
+class _Filled(FlatEngine):
+    def prepare(self, model: Any) -> None:
+        super().prepare(model)
+        self.multiple = 16
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_that_fill_the_row_up_change_nothing(family: str) -> None:
+    assert flatten(TREE, multiple=16).input_ids.shape[1] > flatten(TREE).input_ids.shape[1]
+    loss_error, gradient_error = errors(model_of(family), _Filled(), TREE)
+    assert loss_error < BOUND
+    assert gradient_error < ROUNDING.get(family, BOUND)
+
+
 def test_every_linear_layer_of_every_family_takes_part() -> None:
     """No gradient above was compared with nothing: each LoRA matrix has one, and it is not zero."""
     # phi3 and gpt2 compute q, k and v at once, phi3 also gate and up; phi has no gate; the experts of gpt_oss are no

@@ -16,6 +16,10 @@ from luthier.engine.instance import restore
 from luthier.engine.layout import Tree, flatten, order
 
 
+MULTIPLE = 16
+"""Products of bfloat16 on a CPU compute 16 tokens at once: of 989 they take a quarter longer than of 992."""
+
+
 class Engine(Protocol):
     name: str
 
@@ -70,6 +74,7 @@ class FlatEngine(Engine):
         self.share = share
         self.fused_loss = False
         self.by_liger: list[str] = []
+        self.multiple = 1  # of which the tokens of a micro-batch are one
 
     def prepare(self, model: Any) -> None:
         lora.fuse(model)
@@ -79,9 +84,12 @@ class FlatEngine(Engine):
         recurrent.take_flat_rows(model)
         attention.register()
         model.set_attn_implementation(attention.NAME)
+        on_cpu = model.device.type == "cpu"
+        self.multiple = MULTIPLE if on_cpu and model.dtype == torch.bfloat16 else 1
 
     def losses(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
-        batch = flatten(examples, share=self.share or not model.training, device=next(model.parameters()).device)
+        share, device = self.share or not model.training, next(model.parameters()).device
+        batch = flatten(examples, share=share, multiple=self.multiple, device=device)
         inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "layout": batch.layout}
         if self.fused_loss:
             each = model(**inputs, predict_at=batch.predict_at, targets=batch.targets, use_cache=False)

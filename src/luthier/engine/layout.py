@@ -201,6 +201,12 @@ class Tree:
         """Whether a row has tokens of its own that cannot simply go on where the flat row ends."""
         return shared < len(row) and self.path[max(shared - 1, 0) : shared] != [self.tokens - 1]
 
+    def fill(self, multiple: int) -> None:
+        """Repeats the last token until the tokens are a multiple: nothing attends to those, and no loss asks for them."""
+        missing = -self.tokens % multiple
+        self.input_ids += self.input_ids[-1:] * missing
+        self.position_ids += self.position_ids[-1:] * missing
+
     def segments(self) -> tuple[Segment, ...]:
         """In the order of the flat row. A segment's subtree ends where the next one of its depth or less begins."""
         starts = sorted(self._starts)
@@ -230,8 +236,11 @@ def order(examples: Sequence[Example]) -> list[int]:
     return sorted(range(len(examples)), key=lambda place: examples[place].input_ids)
 
 
-def flatten(examples: Sequence[Example], *, share: bool = True, device: torch.device | str = "cpu") -> FlatBatch:
-    """Lays examples out as one flat row on `device`; `share=False` keeps every sequence whole.
+def flatten(
+    examples: Sequence[Example], *, share: bool = True, multiple: int = 1, device: torch.device | str = "cpu"
+) -> FlatBatch:
+    """Lays examples out as one flat row on `device`, of a multiple of so many tokens; `share=False` keeps every sequence
+    whole.
 
     `predict_at` and `targets` follow the flat row's order of sequences, not that of the examples.
     """
@@ -247,6 +256,7 @@ def flatten(examples: Sequence[Example], *, share: bool = True, device: torch.de
         predict_at += [tree.path[i - 1] for i in trained]
         targets += [example.labels[i] for i in trained]
         whose += [place] * len(trained)
+    tree.fill(multiple)
     return FlatBatch(
         to_device(torch.tensor([tree.input_ids]), device),
         to_device(torch.tensor([tree.position_ids]), device),

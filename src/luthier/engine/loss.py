@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
 
 from luthier.engine.instance import evaluating, relative_error, replace_forward
 
-CHUNK = 1 << 25
-"""Logits computed at once: 134 MB in float32. Fewer rows at once would read the head's weight more often."""
+ROWS, CHUNK = 256, 1 << 25
+"""Logits computed at once: of so many rows, and at most so many (134 MB in float32). Fewer rows would read the head's
+weight more often, more would leave the cache."""
 
 TOLERANCE = 1e-3
 """Largest relative error of the head's logits against the model's own."""
@@ -35,18 +35,24 @@ class Head:
     scale: float = 1.0
     cap: float | None = None
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """[M, H] → [M, V], in the weight's dtype or, scaled or capped, in float32."""
-        logits = linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+    def __call__(self, hidden: Tensor, room: Tensor | None = None) -> Tensor:
+        """[M, H] → [M, V], in the weight's dtype or, scaled or capped, in float32.
+
+        `room` [M, V] in the weight's dtype is written over: it is returned, or what is returned is made of it.
+        """
+        hidden = hidden.to(self.weight.dtype)
+        logits = torch.mm(hidden, self.weight.T, out=room)
+        if self.bias is not None:
+            logits += self.bias
         if self.scale != 1.0:
             logits = logits.float() * self.scale
-        return logits if self.cap is None else logits.float().div_(self.cap).tanh_().mul_(self.cap)
+        return logits if self.cap is None else (logits.float() / self.cap).tanh_().mul_(self.cap)
 
-    def backward(self, logits: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient of the hidden states from that of the logits, both [M, V]; overwrites them."""
+    def backward(self, logits: Tensor, gradient: Tensor, room: Tensor) -> Tensor:
+        """The gradient of the hidden states from that of the logits, both [M, V]; overwrites them, and `room`."""
         if self.cap is not None:
             gradient *= logits.div_(self.cap).square_().neg_().add_(1)
-        return (gradient.mul_(self.scale) if self.scale != 1.0 else gradient).to(self.weight.dtype) @ self.weight
+        return room.copy_(gradient.mul_(self.scale) if self.scale != 1.0 else gradient) @ self.weight
 
 
 def read_head(model: Any) -> Head | None:
@@ -100,16 +106,20 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
         each = torch.empty(len(hidden), device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        rows = max(1, CHUNK // len(head.weight))
+        rows = max(1, min(ROWS, CHUNK // len(head.weight), len(hidden)))
+        # Made once: the system gives large pieces of memory back, and to get them anew costs more than to use them.
+        room = torch.empty(rows, len(head.weight), dtype=head.weight.dtype, device=hidden.device)
+        room32 = torch.empty(rows, len(head.weight), device=hidden.device)
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)
-            logits = head(hidden[chunk])
-            log_p = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
             index = targets[chunk, None]
+            used = room[: len(index)]
+            logits = head(hidden[chunk], used)
+            log_p = _log_softmax(logits, room32[: len(index)])
             each[chunk] = -log_p.gather(1, index)[:, 0]
             if gradient is not None:
                 error = log_p.exp_().scatter_add_(1, index, -torch.ones_like(index, dtype=log_p.dtype))
-                gradient[chunk] = head.backward(logits, error)
+                gradient[chunk] = head.backward(logits, error, used)
         ctx.save_for_backward(gradient)
         return each
 
@@ -118,6 +128,13 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (hidden_gradient,) = ctx.saved_tensors
         return hidden_gradient * gradient[:, None].to(hidden_gradient.dtype), None, None
+
+
+def _log_softmax(logits: Tensor, out: Tensor) -> Tensor:
+    """In float32, into `out`; on a CPU in place, so that less has to pass through its cache."""
+    if out.device.type == "cpu":
+        return torch.log_softmax(out.copy_(logits), dim=-1, out=out)
+    return torch.log_softmax(logits, dim=-1, dtype=torch.float32, out=out)
 
 
 def _same_logits(model: Any, head: Head) -> bool:

@@ -24,6 +24,15 @@ def any_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "SHORTEST_SHARED", 1)
 
 
+def test_a_row_is_filled_up_with_its_last_token_at_its_place() -> None:
+    batch = flatten([example([A, B], [C]), example([D, E], [F])], multiple=6)
+    assert batch.input_ids.tolist() == [[A, B, D, E, E, E]]
+    assert batch.position_ids.tolist() == [[0, 1, 0, 1, 1, 1]]  # a model knows no position behind its longest row
+    assert batch.predict_at.tolist() == [1, 3]
+    assert batch.layout.segments == (Segment(0, 2, 2, 0), Segment(2, 6, 6, 0))
+    assert flatten([example([A, B], [C])], multiple=2).input_ids.tolist() == [[A, B]]
+
+
 @pytest.mark.usefixtures("any_length")
 def test_the_picture_of_the_module() -> None:
     batch = flatten([example([A, B, C], [D]), example([A, B, E], [F]), example([A, G], [H, J])])

@@ -46,6 +46,22 @@ def test_loss_and_gradient(
     torch.testing.assert_close(hidden.grad.double(), exact.grad, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_room_for_logits_changes_no_bit(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Softmax is computed in place there, and the last rows take but a part of it."""
+    monkeypatch.setattr(loss, "ROWS", 4)
+    hidden, weight, _, targets = tensors(dtype)
+    for chunk in (slice(0, 4), slice(8, 11)):
+        log_p = torch.log_softmax((hidden[chunk] @ weight.T).float(), dim=-1)
+        expected = -log_p.gather(1, targets[chunk, None])[:, 0]
+        assert losses(hidden, targets, Head(weight, None))[chunk].tolist() == expected.tolist()
+
+
+def test_no_labelled_token_at_all() -> None:
+    hidden, weight, _, targets = tensors()
+    assert losses(hidden[:0].requires_grad_(), targets[:0], Head(weight, None)).tolist() == []
+
+
 def test_a_certain_prediction_costs_nothing_and_a_wrong_one_stays_finite() -> None:
     weight = torch.tensor([[200.0], [-200.0]])
     hidden = torch.ones(2, 1, requires_grad=True)
