@@ -15,7 +15,6 @@ from luthier.engine import attention, liger, lora, loss, norm, recurrent
 from luthier.engine.instance import restore
 from luthier.engine.layout import Tree, flatten, order
 
-
 MULTIPLE = 16
 """Products of bfloat16 on a CPU compute 16 tokens at once: of 989 they take a quarter longer than of 992."""
 

@@ -202,7 +202,7 @@ class Tree:
         return shared < len(row) and self.path[max(shared - 1, 0) : shared] != [self.tokens - 1]
 
     def fill(self, multiple: int) -> None:
-        """Repeats the last token until the tokens are a multiple: nothing attends to those, and no loss asks for them."""
+        """Repeats the last token until there is a multiple: nothing attends to those, and no loss asks for them."""
         missing = -self.tokens % multiple
         self.input_ids += self.input_ids[-1:] * missing
         self.position_ids += self.position_ids[-1:] * missing
@@ -239,8 +239,9 @@ def order(examples: Sequence[Example]) -> list[int]:
 def flatten(
     examples: Sequence[Example], *, share: bool = True, multiple: int = 1, device: torch.device | str = "cpu"
 ) -> FlatBatch:
-    """Lays examples out as one flat row on `device`, of a multiple of so many tokens; `share=False` keeps every sequence
-    whole.
+    """Lays examples out as one flat row on `device`; `share=False` keeps every sequence whole.
+
+    The row is filled up to a multiple of so many tokens.
 
     `predict_at` and `targets` follow the flat row's order of sequences, not that of the examples.
     """
