@@ -45,7 +45,7 @@ def test_the_table_is_what_the_command_makes(name: str) -> None:
 @pytest.mark.real
 @pytest.mark.parametrize("name", [model["name"] for model in common.models()])
 def test_every_line_of_it(name: str) -> None:
-    """A minute and a half for all of them."""
+    """A minute and a half."""
     assert common.row(needs(name)) in written("plan.md")
 
 
