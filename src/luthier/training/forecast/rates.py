@@ -144,7 +144,7 @@ def short_model(config: Any, *, dtype: str, device: str, remote_code: bool = Fal
     """The model's first layers with arbitrary weights: as many as there are kinds of them, and one before."""
     from transformers import AutoModelForCausalLM
 
-    short = shortened(config, timed_layers(config) + 1)
+    short = shortened(config, range(timed_layers(config) + 1))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(short, dtype=getattr(torch, dtype), trust_remote_code=remote_code)
     model = model.to_empty(device=device).requires_grad_(False)

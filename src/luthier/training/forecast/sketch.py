@@ -1,6 +1,7 @@
 """A model known by its config alone: how large its parts are, and what a micro-batch takes beside them.
 
-Layers of one kind are alike, so a step is counted on two short models and drawn out to the whole one: a straight line.
+Layers of one kind are alike, so a step is counted on a model with one layer of each kind, and on those with one more of
+a kind: what that one adds is what each of its kind adds to the whole model.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from luthier.model import adapters
 from luthier.recipe.schema import AdapterSettings
 from luthier.training import activations
 from luthier.training.forecast.allocations import Allocations
+
+KINDS = ("layer_types", "mlp_layer_types")  # what a config says of each of its layers
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Sketch:
     ) -> None:
         self.config, self.adapter, self.dtype, self.device = config, adapter, getattr(torch, dtype), device
         self._plain, self._share, self._remote = engine == "plain", share, remote_code
-        self._short: dict[int, tuple[Any, Engine]] = {}
+        self._made: dict[tuple[int, ...], tuple[Any, Engine]] = {}
         self._counted: dict[Any, tuple[Any, tuple[int, int, int]]] = {}
 
     @cached_property
@@ -69,17 +72,12 @@ class Sketch:
 
     @cached_property
     def engine(self) -> Engine:
-        return self._of(min(self.layers, self.period))[1]
-
-    @cached_property
-    def period(self) -> int:
-        """After how many layers their kinds repeat: 1 for most models, 6 for Gemma 3."""
-        return period(self.config)
+        return self._of(self._short)[1]
 
     @cached_property
     def sizes(self) -> tuple[int, int, int]:
         """Bytes of the frozen weights, bytes of the adapter in float32, and how many weights both of them have."""
-        model = self._model(self.layers)
+        model = self._model(range(self.layers))
         own = {id(p): p for p in model.parameters()}.values()
         frozen = sum(p.numel() * p.element_size() for p in own if not p.requires_grad)
         learned = sum(p.numel() * p.element_size() for p in own if p.requires_grad)
@@ -87,51 +85,58 @@ class Sketch:
 
     def take(self, batch: Sequence[Example], recomputed: int = 0) -> Taken:
         """What this micro-batch takes at most, with the first `recomputed` layers run again in the backward pass."""
-        short, long = self._lengths
-        none = self._line(self._count(batch, short, 0), self._count(batch, long, 0))
-        kept = none[self.layers][1]
-        peak, _, logits = none[self.layers]
+        none = self._drawn(batch)
+        peak, logits = none.peak, none.logits
         if recomputed:
-            inputs = self._line(self._count(batch, short, short), self._count(batch, long, long))
-            each, alike = none[1][1] - none[0][1], inputs[1][1] - inputs[0][1]
-            partly = peak - recomputed * (each - alike)
-            peak, _, logits = inputs[self.layers] if recomputed >= self.layers else (partly, 0, logits)
-        logits = min(round(logits), round(peak))
-        return Taken(round(peak) - logits, logits, round(kept))
+            every = self._drawn(batch, again=True)
+            less = sum(none.layers[:recomputed]) - sum(every.layers[:recomputed])
+            peak, logits = (every.peak, every.logits) if recomputed >= self.layers else (peak - less, 0)
+        return Taken(peak - logits, logits, none.kept)
 
     def kept_per_token(self, batch: Sequence[Example]) -> activations.Activations:
         """The same in the terms that the choice of the micro-batch is made in."""
-        short, long = self._lengths
         tokens = self.engine.cost(batch)
-        none, inputs = (
-            self._line(self._count(batch, short, n), self._count(batch, long, m)) for n, m in ((0, 0), (short, long))
-        )
+        none, every = self._drawn(batch), self._drawn(batch, again=True)
         return activations.Activations(
             layers=self.layers,
-            kept=(none[1][1] - none[0][1]) / tokens,
-            recomputed=(inputs[1][1] - inputs[0][1]) / tokens,
-            outside=none[0][1] / tokens if self.engine.keeps_logits else 0.0,
+            kept=sum(none.layers) / self.layers / tokens,
+            recomputed=sum(every.layers) / self.layers / tokens,
+            outside=(none.kept - sum(none.layers)) / tokens if self.engine.keeps_logits else 0.0,
         )
 
+    @cached_property
+    def _kinds(self) -> dict[Any, list[int]]:
+        """Where in the model the layers of each kind are."""
+        found: dict[Any, list[int]] = {}
+        for place, kind in enumerate(kinds(self.config)):
+            found.setdefault(kind, []).append(place)
+        return found
+
     @property
-    def _lengths(self) -> tuple[int, int]:
-        if self.layers < 2 * self.period:
-            return max(1, self.layers // 2), self.layers
-        return self.period, 2 * self.period
+    def _short(self) -> tuple[int, ...]:
+        """The last layer of each kind: the backward pass begins with them, as in the whole model."""
+        return tuple(sorted(places[-1] for places in self._kinds.values()))
 
-    def _line(self, at_short: tuple[int, ...], at_long: tuple[int, ...]) -> _Line:
-        short, long = self._lengths
-        return _Line(short, at_short, long, at_long)
+    def _drawn(self, batch: Sequence[Example], *, again: bool = False) -> _Drawn:
+        peak, kept, logits = short = self._count(batch, self._short, again)
+        each = {}
+        for kind, places in self._kinds.items():
+            # Before all of its kind: what is kept there is there to the end.
+            more = self._count(batch, sorted([places[0], *self._short]), again)
+            peak += (len(places) - 1) * (more[0] - short[0])
+            each[kind] = more[1] - short[1]
+            kept += (len(places) - 1) * each[kind]
+        return _Drawn(peak, kept, logits, [each[kind] for kind in kinds(self.config)])
 
-    def _count(self, batch: Sequence[Example], layers: int, recomputed: int) -> tuple[int, int, int]:
-        """Peak, kept after the forward, and logits at the peak, of a model of so many layers."""
-        name = layers, recomputed, tuple(map(id, batch))
+    def _count(self, batch: Sequence[Example], layers: Sequence[int], again: bool) -> tuple[int, int, int]:
+        """Peak, kept after the forward, and logits at the peak, of a model of these layers."""
+        name = tuple(layers), again, tuple(map(id, batch))
         if name not in self._counted:
             # With the rows themselves: the id of one that is gone may come again.
-            self._counted[name] = tuple(batch), self._count_now(batch, layers, recomputed)
+            self._counted[name] = tuple(batch), self._count_now(batch, name[0], again)
         return self._counted[name][1]
 
-    def _count_now(self, batch: Sequence[Example], layers: int, recomputed: int) -> tuple[int, int, int]:
+    def _count_now(self, batch: Sequence[Example], layers: tuple[int, ...], again: bool) -> tuple[int, int, int]:
         model, engine = self._of(layers)
         known = [*model.parameters(), *model.buffers()]
         vocabulary = self.config.get_text_config().vocab_size
@@ -141,7 +146,7 @@ class Sketch:
                 known.append(parameter.grad)
         for layer in activations.decoder_layers(model):
             layer.gradient_checkpointing = False  # type: ignore[assignment]
-        activations.recompute(model, recomputed)
+        activations.recompute(model, len(layers) if again else 0)
         model.train()
         with self._attention(), Allocations(known, wide=vocabulary) as counted:
             loss = engine.loss_sum(model, batch)
@@ -149,16 +154,16 @@ class Sketch:
             loss.backward()  # type: ignore[no-untyped-call]
         return counted.peak, kept, counted.wide_at_peak
 
-    def _of(self, layers: int) -> tuple[Any, Engine]:
-        if layers not in self._short:
+    def _of(self, layers: tuple[int, ...]) -> tuple[Any, Engine]:
+        if layers not in self._made:
             engine: Engine = PlainEngine() if self._plain else FlatEngine(share=self._share)
             model = self._model(layers)
             with self._attention(), Allocations():
                 install(model, engine)
-            self._short[layers] = model, engine
-        return self._short[layers]
+            self._made[layers] = model, engine
+        return self._made[layers]
 
-    def _model(self, layers: int) -> Any:
+    def _model(self, layers: Sequence[int]) -> Any:
         from transformers import AutoModelForCausalLM
 
         config = shortened(self.config, layers)
@@ -176,41 +181,47 @@ class Sketch:
             attention.standing_in.reset(token)
 
 
-class _Line:
-    """Figures of a model of n layers, from those of two short ones."""
+@dataclass(frozen=True)
+class _Drawn:
+    """Bytes of the whole model: at the peak, kept after the forward, of logits at the peak, and kept by each layer."""
 
-    def __init__(self, short: int, at_short: tuple[int, ...], long: int, at_long: tuple[int, ...]) -> None:
-        self._short, self._at_short, self._long, self._at_long = short, at_short, long, at_long
-
-    def __getitem__(self, layers: int) -> tuple[float, ...]:
-        if self._short == self._long:
-            return tuple(float(a) * layers for a in self._at_short)  # of the one layer that there is
-        share = (layers - self._short) / (self._long - self._short)
-        return tuple(a + share * (b - a) for a, b in zip(self._at_short, self._at_long, strict=True))
+    peak: int
+    kept: int
+    logits: int
+    layers: list[int]
 
 
-def shortened(config: Any, layers: int) -> Any:
-    """A copy of a config with its first `layers` layers."""
+def shortened(config: Any, layers: Sequence[int]) -> Any:
+    """A copy of a config with these of its layers."""
     short = copy.deepcopy(config)
     text = short.get_text_config()
-    if shared := _sharing(text):  # the first of them share nothing
-        text.num_kv_shared_layers = max(0, layers - (text.num_hidden_layers - shared))
-    text.num_hidden_layers = layers
-    for name in ("layer_types", "mlp_layer_types"):
-        if getattr(text, name, None):
-            setattr(text, name, getattr(text, name)[:layers])
+    if shared := _sharing(text):
+        text.num_kv_shared_layers = sum(place >= text.num_hidden_layers - shared for place in layers)
+    sizes = {int(place): of_one for place, of_one in (text.to_dict().get("per_layer_config") or {}).items()}
+    text.num_hidden_layers = len(layers)
+    for name in KINDS:
+        if of_each := getattr(text, name, None):
+            setattr(text, name, [of_each[place] for place in layers])
+    if sizes:
+        text.per_layer_config = {new: sizes[place] for new, place in enumerate(layers) if place in sizes}
     return short
 
 
-def period(config: Any) -> int:
+def kinds(config: Any) -> list[tuple[Any, ...]]:
+    """Of each layer: its attention, its MLP, and whether it takes keys and values of an earlier one (Gemma 4)."""
     text = config.get_text_config()
-    if _sharing(text):
-        return int(text.num_hidden_layers)
-    kinds = list(getattr(text, "layer_types", None) or [""] * text.num_hidden_layers)
-    repeats = (n for n in range(1, len(kinds)) if all(kinds[i] == kinds[i % n] for i in range(len(kinds))))
-    return next(repeats, max(1, len(kinds)))
+    layers = text.num_hidden_layers
+    of_each = (getattr(text, name, None) or [""] * layers for name in KINDS)
+    return list(zip(*of_each, (place >= layers - _sharing(text) for place in range(layers)), strict=False))
+
+
+def period(config: Any) -> int:
+    """After how many layers their attention repeats: 1 for most models, 6 for Gemma 3, all for some of Gemma 4."""
+    every = [(attention, sharing) for attention, _, sharing in kinds(config)]
+    repeats = (n for n in range(1, len(every)) if all(every[i] == every[i % n] for i in range(len(every))))
+    return next(repeats, max(1, len(every)))
 
 
 def _sharing(text: Any) -> int:
-    """How many of the last layers take keys and values of earlier ones (Gemma 4): they are of other kinds."""
+    """How many of the last layers take keys and values of earlier ones."""
     return getattr(text, "num_kv_shared_layers", None) or 0

@@ -16,11 +16,16 @@ from luthier.engine.engines import FlatEngine, PlainEngine, install
 from luthier.recipe.schema import AdapterSettings
 from luthier.training import activations
 from luthier.training.forecast.allocations import Allocations
-from luthier.training.forecast.sketch import Sketch, Taken, period, shortened
+from luthier.training.forecast.sketch import Sketch, Taken, kinds, period, shortened
 
 ROW = Example([*range(3, 43)], [IGNORE] * 10 + [*range(13, 43)], Source("rows.json", 1))
 ADAPTER = AdapterSettings(rank=4, alpha=8)
 TAKEN, KEPT = 1_124_344, 1_098_140
+GEMMA4 = {
+    "num_hidden_layers": 10,
+    "layer_types": [*["sliding_attention"] * 4, "full_attention"] * 2,
+    "num_kv_shared_layers": 5,
+}
 
 
 def sketch(family: str = "llama", *, dtype: str = "float32", device: str = "cpu", **changed: Any) -> Sketch:
@@ -85,15 +90,24 @@ def test_what_a_micro_batch_takes() -> None:
     assert taken == Taken(activations=TAKEN, logits=2 * 30 * 400 * 4, kept=KEPT)
 
 
-def test_a_long_model_is_drawn_out_from_short_ones() -> None:
-    """As counted on all of its layers."""
-    whole = sketch(num_hidden_layers=2)
-    drawn = sketch(num_hidden_layers=9)
-    counted = sketch(num_hidden_layers=9)
-    for recomputed in (0, 9):
-        peak, _, _ = counted._count([ROW], 9, recomputed)
-        assert drawn.take([ROW], recomputed).total == pytest.approx(peak, rel=0.01)
-    assert whole.layers == 2
+@pytest.mark.parametrize(
+    ("family", "changed", "short"),
+    [
+        ("llama", {"num_hidden_layers": 9}, (8,)),
+        ("gemma3", {"num_hidden_layers": 8, "layer_types": ["sliding_attention", "full_attention"] * 4}, (6, 7)),
+        ("gemma4", GEMMA4, (3, 4, 8, 9)),
+        ("gemma4", {**GEMMA4, "num_kv_shared_layers": 0}, (8, 9)),
+    ],
+)
+def test_a_long_model_is_drawn_out_from_short_ones(family: str, changed: Any, short: tuple[int, ...]) -> None:
+    """To the byte as counted on all of its layers: Gemma 4's last ones take keys and values of earlier ones."""
+    of = sketch(family, **changed)
+    assert of._short == short
+    for recomputed in (0, of.layers):
+        peak, kept, logits = of._count([ROW], range(of.layers), recomputed > 0)
+        drawn = of._drawn([ROW], again=recomputed > 0)
+        assert (drawn.peak, drawn.kept, drawn.logits) == (peak, kept, logits)
+        assert of.take([ROW], recomputed).total == peak
 
 
 def test_recomputed_layers_keep_their_input_alone() -> None:
@@ -118,21 +132,24 @@ def test_padded_batches_take_more() -> None:
     assert plain.take([ROW]).logits > flat.take([ROW]).logits
 
 
-def test_layers_that_share_keys_and_values_are_counted_one_by_one() -> None:
-    """Gemma 4's first layers and its last ones are of other kinds."""
-    of = sketch("gemma4")
-    peak, _, _ = of._count([ROW], 4, 0)
-    assert (of.period, of.take([ROW]).total) == (4, peak)
-    shared = {layers: shortened(of.config, layers).num_kv_shared_layers for layers in (1, 2, 3, 4)}
-    assert shared == {1: 0, 2: 0, 3: 1, 4: 2}
+def test_layers_of_a_short_model_are_as_wide_as_in_the_whole_one() -> None:
+    """Of Gemma 4, whose layers that see everything have wider heads, and whose last ones have a wider MLP."""
+    of = sketch("gemma4", **GEMMA4)
+    local, everything = "sliding_attention", "full_attention"
+    own, taken = [(kind, "", False) for kind in (local, everything)], [(kind, "", True) for kind in (local, everything)]
+    assert kinds(of.config) == [*[own[0]] * 4, own[1], *[taken[0]] * 4, taken[1]]
+    model = of._of(of._short)[0]
+    layers = [(layer.self_attn.head_dim, layer.mlp.intermediate_size) for layer in activations.decoder_layers(model)]
+    assert layers == [(16, 96), (32, 96), (16, 192), (32, 192)]
+    assert (model.config.num_kv_shared_layers, of.config.num_kv_shared_layers) == (2, 5)
     assert key_heads(of.config) == (2, 16)
 
 
-@pytest.mark.parametrize(("family", "layers", "every"), [("llama", 7, 1), ("gemma3", 6, 2)])
+@pytest.mark.parametrize(("family", "layers", "every"), [("llama", 7, 1), ("gemma3", 6, 2), ("gemma4", 4, 4)])
 def test_after_how_many_layers_their_kinds_repeat(family: str, layers: int, every: int) -> None:
     kinds = ["sliding_attention", "full_attention"] * 3 if family == "gemma3" else None
     kind, usual = FAMILIES[family]
     config = AutoConfig.for_model(kind, **{**usual, "num_hidden_layers": layers, "layer_types": kinds})
     assert period(config) == every
-    short = shortened(config, 3)
+    short = shortened(config, range(3))
     assert (short.num_hidden_layers, config.num_hidden_layers) == (3, layers)
