@@ -40,7 +40,12 @@ class Display:
         if console.is_terminal():
             from rich.live import Live
 
-            self._live = Live(get_renderable=self._view, console=console.people(), refresh_per_second=REFRESHES)
+            from luthier.training.redraw import Redrawn
+
+            screen = console.people()
+            view = Redrawn(self._view, screen)
+            screen.push_render_hook(view)
+            self._live = Live(view, console=screen, refresh_per_second=REFRESHES, vertical_overflow="crop")
             self._live.start()
         return self
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
 SHORTEST, LONGEST = 8, 60  # cells of a sparkline; with less room there is none
 ANSWER_LINES = 3
 GAP = 2
+NARROWEST = 20  # cells of a value beside a column of labels
 
 
 def line(event: Mapping[str, Any], stands: Standing, now: float) -> str:
@@ -98,63 +99,74 @@ class View:
 
         title = Text(one_line(self.name), style="bold", no_wrap=True, overflow="ellipsis")
         yield title.append(f"  {one_line(self.model)}", style="not bold dim")
-        yield self._bar()
-        if self.stands.total_steps:
-            yield self._facts(options.max_width, ASCII_BARS if options.ascii_only else BARS)
+        if not self.stands.total_steps:
+            yield Text("before the first step …")
+            return
+        yield self._bar(options.max_width)
+        yield from self._facts(console, options.max_width, ASCII_BARS if options.ascii_only else BARS)
 
-    def _bar(self) -> Table:
+    def _bar(self, width: int) -> Table | Text:
+        """One line. Where that is short the bar goes first, then the count of steps, then the share."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
-        stands = self.stands
+        step, total = self.stands.step, self.stands.total_steps
+        parts = [f"{step}/{total}", f"{math.floor(100 * step / total)} %", *self._end()]
+        said = [(" " * GAP).join(parts[first:]) for first in range(len(parts))]
+        if width - GAP - len(said[0]) < SHORTEST:
+            return Text(_fitting(said, width))
         bar = Table.grid(expand=True, padding=(0, GAP, 0, 0))
         bar.add_column(ratio=1)
-        for _ in range(3):
-            bar.add_column(no_wrap=True)
-        if not stands.total_steps:
-            bar.add_row("before the first step …")
-            return bar
-        share = f"{math.floor(100 * stands.step / stands.total_steps)} %"
-        progress = ProgressBar(total=stands.total_steps, completed=stands.step)
-        bar.add_row(progress, f"{stands.step}/{stands.total_steps}", share, *self._end())
+        bar.add_column(no_wrap=True)
+        bar.add_row(ProgressBar(total=total, completed=step), said[0])
         return bar
 
     def _end(self) -> list[str]:
         said = {"stop": "stopped", "fail": "failed", "finish": "trained"}.get(self.stands.ended)
         return [said] if said else eta(self.stands, self.now)
 
-    def _facts(self, width: int, bars: str) -> Table:
-        from rich.table import Table
+    def _facts(self, console: Console, width: int, bars: str) -> Iterator[Text]:
+        """A line each; answers take more. Labels stand in a column of their own where there is room for one."""
+        from rich.text import Text
 
-        rows = self._rows()
-        grid = Table.grid(padding=(0, GAP, 0, 0))
-        grid.add_column(no_wrap=True, style="dim")
-        grid.add_column(overflow="fold")
-        room = width - GAP - max(len(label) for label, *_ in rows)
-        for label, value, series, color in rows:
-            grid.add_row(label, _with_curve(value, series, room, color, bars))
-        for label, answer in self._answers():
-            grid.add_row(label, _cut(answer, room))
-        return grid
+        rows, answers = self._rows(), self._answers()
+        column = GAP + max(len(label) for label, *_ in [*rows, *answers])
+        column = column if width - column >= NARROWEST else 0
+        for label, values, series, color in rows:
+            start = f"{label} ".ljust(column)
+            value = _fitting(values, width - len(start))
+            curve = sparkline(series, width - len(start) - len(value) - GAP, bars) if len(series) > 1 else ""
+            yield Text.assemble((start, "dim"), value, (f"{' ' * GAP}{curve}" if curve else "", color))
+        for label, answer in answers:
+            start = f"{label} ".ljust(column)
+            text = Text(one_line(answer) or "(nothing)", style="" if answer.strip() else "dim")
+            if not column:
+                start, text = "", Text.assemble((start, "dim"), text)
+            for line in _cut(list(text.wrap(console, width - column)), width - column):
+                yield Text.assemble((start, "dim"), line)
+                start = " " * column
 
-    def _rows(self) -> list[tuple[str, str, Sequence[float | None], str]]:
-        """Label, value, and the series whose sparkline stands behind it in a colour."""
+    def _rows(self) -> list[tuple[str, list[str], Sequence[float | None], str]]:
+        """Label, value (also in less and less words), and the series whose sparkline stands behind it in a colour."""
         stands = self.stands
         losses, heldout = list(stands.losses.values()), list(stands.heldout.values())
-        rows: list[tuple[str, str, Sequence[float | None], str]] = [
-            ("loss", three_digits(losses[-1]) if losses else "–", losses, "cyan")
+        rows: list[tuple[str, list[str], Sequence[float | None], str]] = [
+            ("loss", [three_digits(losses[-1]) if losses else "–"], losses, "cyan")
         ]
         if heldout:
-            both = dict.fromkeys(map(words.loss, (heldout[0], heldout[-1])))
-            rows.append(("held-out loss", " → ".join(both), heldout, "green"))
-        rows += [("speed", value, (), "") for value in rate(stands)]
+            both = list(dict.fromkeys(map(words.loss, (heldout[0], heldout[-1]))))
+            rows.append(("held-out loss", [" → ".join(both), both[-1]], heldout, "green"))
+        for full in rate(stands):
+            rows.append(("speed", [full, full.replace(" of the matrix rate", ""), full.partition(" (")[0]], (), ""))
         if stands.memory_bytes is not None:
-            planned = "" if stands.planned_bytes is None else f" of {words.size(stands.planned_bytes)} planned"
-            rows.append(("memory", words.size(stands.memory_bytes) + planned, (), ""))
+            held = words.size(stands.memory_bytes)
+            both = [] if stands.planned_bytes is None else [f"{held} of {words.size(stands.planned_bytes)}"]
+            rows.append(("memory", [*(f"{said} planned" for said in both), *both, held], (), ""))
         if stands.saved is not None:
             step, when = stands.saved
-            ago = "" if stands.ended else f", {words.duration(max(self.now - when, 0))} ago"
-            rows.append(("checkpoint", f"step {step}{ago}", (), ""))
+            ago = [] if stands.ended else [f"step {step}, {words.duration(max(self.now - when, 0))} ago"]
+            rows.append(("checkpoint", [*ago, f"step {step}"], (), ""))
         return rows
 
     def _answers(self) -> list[tuple[str, str]]:
@@ -166,17 +178,15 @@ class View:
         return [("question", self.stands.prompt), *((f"at step {step}", samples[step]) for step in shown)]
 
 
-def _with_curve(value: str, series: Sequence[float | None], room: int, color: str, bars: str) -> Text:
-    from rich.text import Text
-
-    curve = sparkline(series, room - GAP - len(value), bars) if len(series) > 1 else ""
-    return Text(value).append(f"{' ' * GAP}{curve}", style=color) if curve else Text(value)
+def _fitting(values: Sequence[str], room: int) -> str:
+    """The first that fits into so many cells, else the last: no number is cut."""
+    return next((value for value in values if len(value) <= room), values[-1])
 
 
-def _cut(answer: str, room: int) -> Text:
-    """As many lines as an answer may take, counted in cells: a Chinese character takes two."""
-    from rich.text import Text
-
-    text = Text(one_line(answer) or "(nothing)", style="" if answer.strip() else "dim")
-    text.truncate(max(room, 1) * ANSWER_LINES, overflow="ellipsis")
-    return text
+def _cut(lines: list[Text], room: int) -> list[Text]:
+    """As many lines as an answer may take."""
+    if len(lines) > ANSWER_LINES:
+        lines = lines[:ANSWER_LINES]
+        lines[-1].truncate(room - 1)
+        lines[-1].append("…")
+    return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,28 +33,60 @@ WIDE = [
     "               背板，这是克雷莫纳的老规矩。云杉做面板，枫木做背板，这是克雷莫纳",
     "               的老规矩。",
 ]
-NARROW = [
-    "huanhuan  Qwen/Qwen3-0.6B",
-    "━━━━━╸       60/120  50 %  ETA 1m05s",
-    "loss           1.217  █▆▆▄▄▃▃▂▂▂▂▁▂▁",
-    "held-out loss  3.90 → 2.90  █▆▃▁",
-    "speed          312 tokens/s (41 % of",
-    "               the matrix rate)",
-    "memory         1.9 GB of 2.2 GB",
-    "               planned",
-    "checkpoint     step 40, 2m30s ago",
-    "question       你最喜欢哪种木头？Whi",
-    "               ch wood do you like",
-    "               best?",
-    "at step 0      I am a helpful",
-    "               assistant. As an AI I",
-    "               do not have",
-    "               preferences, …",
-    "at step 60     云杉做面板，枫木做背",
-    "               板，这是克雷莫纳的老",
-    "               规矩。云杉做面板，枫",
-    "               木…",
-]
+NARROW = {
+    60: [
+        "huanhuan  Qwen/Qwen3-0.6B",
+        "━━━━━━━━━━━━━━━━━╸                   60/120  50 %  ETA 1m05s",
+        "loss           1.217  █▇▆▆▆▅▄▄▄▄▃▃▃▃▃▂▂▂▂▂▁▂▂▂▁▁▂▂▁▁",
+        "held-out loss  3.90 → 2.90  █▆▃▁",
+        "speed          312 tokens/s (41 % of the matrix rate)",
+        "memory         1.9 GB of 2.2 GB planned",
+        "checkpoint     step 40, 2m30s ago",
+        "question       你最喜欢哪种木头？Which wood do you like",
+        "               best?",
+        "at step 0      I am a helpful assistant. As an AI I do not",
+        "               have preferences, but many people like oak,",
+        "               maple and walnut for furniture, and for othe…",
+        "at step 60     云杉做面板，枫木做背板，这是克雷莫纳的老规矩",
+        "               。云杉做面板，枫木做背板，这是克雷莫纳的老规",
+        "               矩。云杉做面板，枫木做背板，这是克雷莫纳的老…",
+    ],
+    40: [
+        "huanhuan  Qwen/Qwen3-0.6B",
+        "━━━━━━━╸         60/120  50 %  ETA 1m05s",
+        "loss           1.217  █▆▆▅▄▄▃▃▃▂▂▂▂▂▁▂▂▁",
+        "held-out loss  3.90 → 2.90  █▆▃▁",
+        "speed          312 tokens/s (41 %)",
+        "memory         1.9 GB of 2.2 GB planned",
+        "checkpoint     step 40, 2m30s ago",
+        "question       你最喜欢哪种木头？Which",
+        "               wood do you like best?",
+        "at step 0      I am a helpful assistant.",
+        "               As an AI I do not have",
+        "               preferences, but many …",
+        "at step 60     云杉做面板，枫木做背板，",
+        "               这是克雷莫纳的老规矩。云",
+        "               杉做面板，枫木做背板，这…",
+    ],
+    20: [
+        "huanhuan  Qwen/Qwen…",
+        "50 %  ETA 1m05s",
+        "loss 1.217  █▆▄▃▂▁▁▁",
+        "held-out loss 2.90",
+        "speed 312 tokens/s",
+        "memory 1.9 GB",
+        "checkpoint step 40",
+        "question",
+        "你最喜欢哪种木头？Wh",
+        "ich wood do you lik…",
+        "at step 0 I am a",
+        "helpful assistant.",
+        "As an AI I do not …",
+        "at step 60",
+        "云杉做面板，枫木做背",
+        "板，这是克雷莫纳的 …",
+    ],
+}
 
 
 def standing(events: list[dict[str, Any]]) -> Standing:
@@ -76,10 +109,19 @@ def test_the_whole_view() -> None:
     assert shown(standing(RECORDED), 80, no_color=True, color_system=None) == WIDE
 
 
-def test_a_narrow_terminal() -> None:
-    lines = shown(standing(RECORDED), 36, no_color=True, color_system=None)
-    assert lines == NARROW
-    assert max(Console().measure(line).maximum for line in lines) <= 36  # in cells: a Chinese character takes two
+@pytest.mark.parametrize("width", NARROW)
+def test_a_narrow_terminal(width: int) -> None:
+    assert shown(standing(RECORDED), width, no_color=True, color_system=None) == NARROW[width]
+
+
+@pytest.mark.parametrize("width", range(20, 80))
+def test_no_line_is_broken_and_no_number_cut(width: int) -> None:
+    lines = shown(standing(RECORDED), width, no_color=True, color_system=None)
+    assert max(Console().measure(line).maximum for line in lines) <= width  # in cells: a Chinese character takes two
+    whole = {"60", "120", "50", "1", "05", "1.217", "3.90", "2.90", "312", "41", "1.9", "2.2", "40", "2", "30"}
+    assert set(re.findall(r"[\d.]+", "\n".join(lines[1:7]))) <= whole
+    assert [line.split()[0] for line in lines[2:7]] == ["loss", "held-out", "speed", "memory", "checkpoint"]
+    assert "ETA 1m05s" in lines[1]
 
 
 def test_no_color_says_the_same_without_colors() -> None:
@@ -104,7 +146,7 @@ def test_before_the_first_step() -> None:
 
 def test_a_run_that_has_only_begun() -> None:
     lines = shown(standing(RECORDED[:1]), 50, color_system=None)
-    assert lines == ["huanhuan  Qwen/Qwen3-0.6B", "                                     0/120  0 %", "loss  –"]
+    assert lines == ["huanhuan  Qwen/Qwen3-0.6B", "                                        0/120  0 %", "loss  –"]
 
 
 def test_a_name_that_would_steer_the_terminal_or_is_too_long() -> None:
@@ -151,7 +193,7 @@ def test_events_of_an_earlier_luthier() -> None:
             {"event": "step", "step": 1, "loss": None, "time": 2.0},
         ]
     )
-    assert shown(stands, 30, color_system=None)[2:] == ["loss           not finite", "held-out loss  –"]
+    assert shown(stands, 40, color_system=None)[2:] == ["loss           not finite", "held-out loss  –"]
 
 
 @pytest.mark.parametrize(
