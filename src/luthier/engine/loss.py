@@ -132,7 +132,7 @@ class _HeadLoss(torch.autograd.Function):
 
 def _log_softmax(logits: Tensor, out: Tensor) -> Tensor:
     """In float32, into `out`; on a CPU in place, so that less has to pass through its cache."""
-    if out.device.type == "cpu":
+    if out.device.type in ("cpu", "meta"):
         return torch.log_softmax(out.copy_(logits), dim=-1, out=out)
     return torch.log_softmax(logits, dim=-1, dtype=torch.float32, out=out)
 
