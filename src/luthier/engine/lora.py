@@ -202,7 +202,8 @@ def gated_linear(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor, laye
         y: Tensor = layer(act(gate) * up)
         return y
     frozen = [_Frozen(base.weight, base.bias, layer.scaling[name])]
-    y = _GatedLinear.apply(act, gate, up, frozen, layer.lora_A[name].weight, layer.lora_B[name].weight)  # type: ignore[no-untyped-call]
+    learned = layer.lora_A[name].weight, layer.lora_B[name].weight
+    y = _GatedLinear.apply(act, gate, up, frozen, *learned)  # type: ignore[no-untyped-call]
     return y
 
 
