@@ -199,12 +199,12 @@ def gated_linear(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor, laye
     dropout, base = layer.lora_dropout[name], layer.base_layer
     dropped = layer.training and isinstance(dropout, nn.Dropout) and dropout.p > 0
     if layer.disable_adapters or layer.merged or dropped or gate.dtype != base.weight.dtype:
-        y: Tensor = layer(act(gate) * up)
-        return y
+        plain: Tensor = layer(act(gate) * up)
+        return plain
     frozen = [_Frozen(base.weight, base.bias, layer.scaling[name])]
     learned = layer.lora_A[name].weight, layer.lora_B[name].weight
-    y = _GatedLinear.apply(act, gate, up, frozen, *learned)  # type: ignore[no-untyped-call]
-    return y
+    output: Tensor = _GatedLinear.apply(act, gate, up, frozen, *learned)  # type: ignore[no-untyped-call]
+    return output
 
 
 class _GatedLinear(torch.autograd.Function):
@@ -228,6 +228,7 @@ class _GatedLinear(torch.autograd.Function):
             frozen=ctx.frozen, saved_tensors=(act.detach() * up, *kept), needs_input_grad=(True, False)
         )
         d_input, _, _, *d_learned = _LoraLinears.backward(inner, grad)
+        assert d_input is not None  # it was asked for
         (d_gate,) = torch.autograd.grad(act, gate, d_input * up)
         return None, d_gate, d_input.mul_(act.detach()), None, *d_learned
 
