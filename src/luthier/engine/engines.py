@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from luthier.data.batches import Filling
 from luthier.data.render import IGNORE, Example
-from luthier.engine import attention, liger, lora, loss, norm, recurrent
+from luthier.engine import attention, liger, lora, loss, mlp, norm, recurrent
 from luthier.engine.instance import restore
 from luthier.engine.layout import Tree, flatten, order
 
@@ -78,6 +78,7 @@ class FlatEngine(Engine):
     def prepare(self, model: Any) -> None:
         lora.fuse(model)
         self.by_liger = liger.fuse(model)
+        mlp.keep_less(model)
         norm.fuse(model)
         self.fused_loss = loss.fuse(_causal(model))
         recurrent.take_flat_rows(model)

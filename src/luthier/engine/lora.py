@@ -21,6 +21,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -190,6 +191,46 @@ class _LoraLinears(torch.autograd.Function):
             None,
             *itertools.chain(*zip(d_down, d_up, strict=True)),
         )
+
+
+def gated_linear(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor, layer: Any) -> Tensor:
+    """What a LoRA layer makes of act(gate) * up, which is computed again in the backward pass in place of kept."""
+    name = layer.active_adapters[0]
+    dropout, base = layer.lora_dropout[name], layer.base_layer
+    dropped = layer.training and isinstance(dropout, nn.Dropout) and dropout.p > 0
+    if layer.disable_adapters or layer.merged or dropped or gate.dtype != base.weight.dtype:
+        plain: Tensor = layer(act(gate) * up)
+        return plain
+    frozen = [_Frozen(base.weight, base.bias, layer.scaling[name])]
+    learned = layer.lora_A[name].weight, layer.lora_B[name].weight
+    output: Tensor = _GatedLinear.apply(act, gate, up, frozen, *learned)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _GatedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor, frozen: list[_Frozen], *learned: Tensor
+    ) -> Tensor:
+        (y,) = _LoraLinears.forward(ctx, act(gate) * up, None, frozen, *learned)
+        ctx.act = act
+        ctx.save_for_backward(gate, up, *ctx.to_save[1:])
+        return y
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, *kept = ctx.saved_tensors
+        with torch.enable_grad():
+            gate = gate.detach().requires_grad_()
+            act = ctx.act(gate)
+        inner = SimpleNamespace(
+            frozen=ctx.frozen, saved_tensors=(act.detach() * up, *kept), needs_input_grad=(True, False)
+        )
+        d_input, _, _, *d_learned = _LoraLinears.backward(inner, grad)
+        assert d_input is not None  # it was asked for
+        (d_gate,) = torch.autograd.grad(act, gate, d_input * up)
+        return None, d_gate, d_input.mul_(act.detach()), None, *d_learned
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Gated MLPs, `down(act(gate(x)) * up(x))`, with a kernel of one's own for what lies between the products.
+"""Gated MLPs, `down(act(gate(x)) * up(x))`, of whose [N, I] values only gate and up are kept for the backward pass.
 
-Written out, the middle keeps act(gate), and reads and writes its [N, I] values four times forward; a kernel does it in
-one pass each way and keeps only gate and up.
+Written out, the middle keeps act(gate) too, and reads and writes its values four times forward; a kernel does it in one
+pass each way. Where there is none, what an adapted `down` reads is computed again from gate and up.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-from luthier.engine.instance import evaluating, output_and_gradient, relative_error, replace_forward
+from luthier.engine import lora
+from luthier.engine.instance import evaluating, is_replaced, output_and_gradient, relative_error, replace_forward
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 CHILDREN = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -34,14 +35,32 @@ def fuse(model: Any, silu_mul: Middle, gelu_mul: Middle) -> int:
     """
     fused = 0
     with evaluating(model):  # an adapter's dropout would tell the two apart
-        for module in model.modules():
-            if {name for name, _ in module.named_children()} != CHILDREN:
-                continue
+        for module in _gated(model):
             middle = _middle(module, {silu: silu_mul, tanh_gelu: gelu_mul})
-            if middle is not None and _agrees(module, middle, model.dtype):
-                replace_forward(module, partial(_forward, module, middle))
-                fused += 1
+            fused += middle is not None and _replaced(module, partial(_forward, module, middle), model.dtype)
     return fused
+
+
+def keep_less(model: Any) -> int:
+    """Lets those of this model instance that are no kernel's yet keep gate and up alone; returns how many do.
+
+    For MLPs whose `down` has a fused adapter. They prove themselves as above.
+    """
+    with evaluating(model):
+        adapted = [m for m in _gated(model) if is_replaced(m.down_proj) and not is_replaced(m)]
+        return sum(_replaced(module, partial(_adapted, module), model.dtype) for module in adapted)
+
+
+def _gated(model: Any) -> list[Any]:
+    return [m for m in model.modules() if {name for name, _ in m.named_children()} == CHILDREN]
+
+
+def _replaced(module: Any, forward: Callable[..., Tensor], dtype: torch.dtype) -> bool:
+    """Gives the module this forward if both agree."""
+    agree = _agrees(module, forward, dtype)
+    if agree:
+        replace_forward(module, forward)
+    return agree
 
 
 def _middle(module: Any, kernels: dict[Activation, Middle]) -> Middle | None:
@@ -51,12 +70,12 @@ def _middle(module: Any, kernels: dict[Activation, Middle]) -> Middle | None:
     return next((kernel for activation, kernel in kernels.items() if torch.allclose(found, activation(x))), None)
 
 
-def _agrees(module: Any, middle: Middle, dtype: torch.dtype) -> bool:
+def _agrees(module: Any, forward: Callable[..., Tensor], dtype: torch.dtype) -> bool:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 4, module.gate_proj.in_features, generator=generator).to(next(module.parameters()).device, dtype)
     expected = output_and_gradient(module, x)
     try:
-        found = output_and_gradient(partial(_forward, module, middle, None), x)
+        found = output_and_gradient(partial(forward, None), x)
     except Exception:  # whatever a kernel's compiler or the card cannot do, the module's own forward can
         return False
     return all(relative_error(*pair) <= TOLERANCE[dtype] for pair in zip(found, expected, strict=True))
@@ -65,3 +84,7 @@ def _agrees(module: Any, middle: Middle, dtype: torch.dtype) -> bool:
 def _forward(module: Any, middle: Middle, own: object, x: Tensor) -> Tensor:
     y: Tensor = module.down_proj(middle(module.gate_proj(x), module.up_proj(x)))
     return y
+
+
+def _adapted(module: Any, own: object, x: Tensor) -> Tensor:
+    return lora.gated_linear(module.act_fn, module.gate_proj(x), module.up_proj(x), module.down_proj)
