@@ -22,10 +22,11 @@ LATER = 70_000_000
 CONTEXT = 600_000_000
 """Of a GPU's memory, for its driver's context and kernels, which torch does not count."""
 
-HOLES = 0.28
-"""glibc keeps freed blocks below 32 MB, and asks for aligned ones that do not fit into them again. Holes came to this
-share of what all layers keep, recomputed or not: SmolLM2 in float32, 512 and 1024 tokens at once. In bfloat16, with the
-kernels beside them, 0.14 (Qwen3 0.6B) to 0.2 (SmolLM2) were seen."""
+HOLES = 0.7
+"""glibc keeps freed blocks below 32 MB, and asks for aligned ones that do not fit into them again: what a layer frees
+leaves holes beside what it keeps. They came to this share of what all layers keep: SmolLM2 in bfloat16 with rows of some
+40 tokens 0.77 (512 tokens at once), 0.94 (1,024) and 0.8 (2,048), in float32 0.8; with a row alone 0.66 (2,000 tokens),
+0.62 (4,000) and 0.44 to 0.56 (7,000)."""
 
 KERNELS = KERNELS_KEPT * 1_416_000
 """oneDNN's for bfloat16: SmolLM2's memory grew by so much for each shape until 1,024 were kept."""

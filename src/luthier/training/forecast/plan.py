@@ -17,7 +17,7 @@ from luthier.data.render import Example
 from luthier.data.steps import Steps
 from luthier.engine.choose import has_dropout, pick_engine
 from luthier.engine.engines import Engine
-from luthier.hardware.memory import available_bytes, peak_bytes, resident_bytes
+from luthier.hardware.memory import available_bytes, peak_bytes, release, resident_bytes
 from luthier.hardware.probe import cpu_name
 from luthier.model import adapters
 from luthier.recipe.schema import Recipe
@@ -263,6 +263,7 @@ def of_job(made: job.Job, began: float) -> Plan:
         for layer in recomputed:
             layer.gradient_checkpointing = False  # type: ignore[assignment]
         found = rates.measure(model, engine, work, dtype)
+        release()  # or what the run takes lies between the holes that this left
         for layer in recomputed:
             layer.gradient_checkpointing = True  # type: ignore[assignment]
         return found
@@ -272,9 +273,9 @@ def of_job(made: job.Job, began: float) -> Plan:
 
 def before_training(made: job.Job, began: float) -> events.Plan | None:
     """The plan for the run's log, or None: whatever a model's own code cannot do without weights, it can with them."""
-    before = peak_bytes(made.value("model.device"))
     try:
-        planned = {"event": "plan", "step": 0, **of_job(made, began).to_json(), "peak_before": before}
+        planned = {"event": "plan", "step": 0, **of_job(made, began).to_json()}
+        planned["peak_before"] = peak_bytes(made.value("model.device"))  # a rehearsal's too
     except Exception as error:
         console.warn(f"memory and time could not be planned ({str(error).partition(chr(10))[0][:200]})")
         return None
