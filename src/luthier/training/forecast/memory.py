@@ -22,11 +22,11 @@ LATER = 70_000_000
 CONTEXT = 600_000_000
 """Of a GPU's memory, for its driver's context and kernels, which torch does not count."""
 
-HOLES = 0.7
+HOLES_OF_COMPUTED, HOLES_OF_KEPT = 0.28, 0.42
 """glibc keeps freed blocks below 32 MB, and asks for aligned ones that do not fit into them again: what a layer frees
-leaves holes beside what it keeps. They came to this share of what all layers keep: SmolLM2 in bfloat16 with rows of some
-40 tokens 0.77 (512 tokens at once), 0.94 (1,024) and 0.8 (2,048), in float32 0.8; with a row alone 0.66 (2,000 tokens),
-0.62 (4,000) and 0.44 to 0.56 (7,000)."""
+leaves holes, the more the more is kept between. Shares of what all layers would keep, and of what they do. Seen of both
+together, SmolLM2 in bfloat16: 0.77 (rows of some 40 tokens, 512 at once), 0.94 (1,024), 0.8 (2,048), in float32 0.8; a
+row alone 0.66 (2,000 tokens), 0.62 (4,000), 0.44 to 0.56 (7,000); all layers recomputed 0.45 (1,024), 0.26 (4,000)."""
 
 KERNELS = KERNELS_KEPT * 1_416_000
 """oneDNN's for bfloat16: SmolLM2's memory grew by so much for each shape until 1,024 were kept."""
@@ -90,8 +90,9 @@ def memory(
             host["activations"] = waiting
         return Memory({**computing, "runtime": CONTEXT}, host)
     beside = {"kernels": KERNELS if half else 0, "runtime": runtime + LATER}
+    holes = round(HOLES_OF_COMPUTED * taken.kept + HOLES_OF_KEPT * taken.activations)
     phases = {
-        "steps": {**computing, "holes": round(HOLES * taken.kept) if leaves_holes() else 0, **beside},
+        "steps": {**computing, "holes": holes if leaves_holes() else 0, **beside},
         "reading": {"weights": weights, "weight files": stored, "runtime": runtime},
         "answers": {**steady, "keys and values": answers, **beside},
     }

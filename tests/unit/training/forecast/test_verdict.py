@@ -50,14 +50,14 @@ def test_a_card_that_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
         4 * ADAPTER,
         8 * ADAPTER,
     )
-    assert verdict(planned) == "It fits: 30.2 GB of 206.1 GB."
+    assert verdict(planned) == "It fits: 26.3 GB of 206.1 GB."
     assert changes(RECIPE, planned, of) == []
 
 
 def test_a_card_for_which_some_layers_are_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
     of = forecast(RTX_4090.memory_bytes, monkeypatch)
     planned = of.plan(RECIPE, "bfloat16")
-    assert verdict(planned) == "It does not fit: it needs 30.2 GB, and 25.8 GB are there."
+    assert verdict(planned) == "It does not fit: it needs 26.3 GB, and 25.8 GB are there."
     (change,) = changes(RECIPE, planned, of)
     (layers,) = change.settings.values()
     assert list(change.settings) == ["train.gradient_checkpointing"]
@@ -69,7 +69,7 @@ def test_a_card_for_which_some_layers_are_recomputed(monkeypatch: pytest.MonkeyP
 def test_a_card_that_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     of = forecast(8 * parse.GIB, monkeypatch)
     planned = of.plan(RECIPE, "bfloat16")
-    assert verdict(planned) == "It does not fit: it needs 30.2 GB, and 8.6 GB are there."
+    assert verdict(planned) == "It does not fit: it needs 26.3 GB, and 8.6 GB are there."
     assert changes(RECIPE, planned, of) == []
 
 
