@@ -280,6 +280,7 @@ def _answers(model: Any, engine: Engine, clock: _Clock, questions: int) -> tuple
     """Seconds of a layer, and of all else, for one more token of each answer of the tuned and the base model."""
     few, many = NEW_TOKENS
     adapter = model.active_adapter
+    where = [(parameter, parameter.data) for parameter in model.parameters()]  # a decoder copies what it reads
     install(model, PlainEngine())
     try:
         with evaluating(model), torch.no_grad():
@@ -292,6 +293,8 @@ def _answers(model: Any, engine: Engine, clock: _Clock, questions: int) -> tuple
             _, _, shorter = clock.time(partial(answer, few))
             _, _, longer = clock.time(partial(answer, many))
     finally:
+        for parameter, data in where:
+            parameter.data = data
         install(model, engine)
     layer = statistics.median(clock.forward[len(clock.layers) :])  # without the prompt's
     return layer, max(0.0, (longer - shorter) / (many - few) - len(clock.layers) * layer)
