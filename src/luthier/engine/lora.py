@@ -110,21 +110,25 @@ class _Frozen(NamedTuple):
 
 def lora_linears(x: Tensor, layers: list[Any]) -> tuple[Tensor, ...]:
     """What each LoRA layer makes of x [..., in]: [..., out], in the dtype of the layers' weights."""
-    names = [layer.active_adapters[0] for layer in layers]
-    dropouts = [layer.lora_dropout[name] for layer, name in zip(layers, names, strict=True)]
-    frozen = [
-        _Frozen(layer.base_layer.weight, layer.base_layer.bias, layer.scaling[name])
-        for layer, name in zip(layers, names, strict=True)
-    ]
-    learned = [
-        (layer.lora_A[name].weight, layer.lora_B[name].weight) for layer, name in zip(layers, names, strict=True)
-    ]
+    frozen, learned, dropouts = zip(*map(_parts, layers), strict=True)
     x = x.to(frozen[0].weight.dtype)
-    if layers[0].training and any(isinstance(dropout, nn.Dropout) and dropout.p > 0 for dropout in dropouts):
+    if any(map(_drops, layers)):
         return tuple(
             _apply(x, dropout(x), [kept], *ab)[0] for dropout, kept, ab in zip(dropouts, frozen, learned, strict=True)
         )
-    return _apply(x, None, frozen, *itertools.chain(*learned))
+    return _apply(x, None, list(frozen), *itertools.chain(*learned))
+
+
+def _parts(layer: Any) -> tuple[_Frozen, tuple[Tensor, Tensor], nn.Module]:
+    """What a LoRA layer does not learn, its A and B, and its dropout."""
+    name, base = layer.active_adapters[0], layer.base_layer
+    learned = layer.lora_A[name].weight, layer.lora_B[name].weight
+    return _Frozen(base.weight, base.bias, layer.scaling[name]), learned, layer.lora_dropout[name]
+
+
+def _drops(layer: Any) -> bool:
+    dropout = layer.lora_dropout[layer.active_adapters[0]]
+    return layer.training and isinstance(dropout, nn.Dropout) and dropout.p > 0
 
 
 def _apply(x: Tensor, dropped: Tensor | None, frozen: list[_Frozen], *learned: Tensor) -> tuple[Tensor, ...]:
@@ -195,15 +199,11 @@ class _LoraLinears(torch.autograd.Function):
 
 def gated_linear(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor, layer: Any) -> Tensor:
     """What a LoRA layer makes of act(gate) * up, which is computed again in the backward pass in place of kept."""
-    name = layer.active_adapters[0]
-    dropout, base = layer.lora_dropout[name], layer.base_layer
-    dropped = layer.training and isinstance(dropout, nn.Dropout) and dropout.p > 0
-    if layer.disable_adapters or layer.merged or dropped or gate.dtype != base.weight.dtype:
+    frozen, learned, _ = _parts(layer)
+    if layer.disable_adapters or layer.merged or _drops(layer) or gate.dtype != frozen.weight.dtype:
         plain: Tensor = layer(act(gate) * up)
         return plain
-    frozen = [_Frozen(base.weight, base.bias, layer.scaling[name])]
-    learned = layer.lora_A[name].weight, layer.lora_B[name].weight
-    output: Tensor = _GatedLinear.apply(act, gate, up, frozen, *learned)  # type: ignore[no-untyped-call]
+    output: Tensor = _GatedLinear.apply(act, gate, up, [frozen], *learned)  # type: ignore[no-untyped-call]
     return output
 
 
