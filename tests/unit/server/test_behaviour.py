@@ -75,6 +75,7 @@ def test_a_stop_string_frees_the_model(shelf: Path) -> None:
         said = client.post(CHAT, json=LONG).json()["choices"][0]["message"]["content"]
         client.post(CHAT, json={**LONG, "stop": said[2]})
         until(lambda: server.models.batcher.running() == 0)
+        until(lambda: len(server.lines) == 2)
         assert server.lines[1]["finish"] == "stop"
 
 

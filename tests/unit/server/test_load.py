@@ -17,7 +17,7 @@ def test_a_mixed_load_sees_no_error(shelf: Path) -> None:
     with serving(shelf, "violin", "lute", limits=Limits(waiting=8, context=256)) as server:
         load = Load(f"{server.url}/v1", ("base", "violin", "lute"), 3, 16, 12, plain=False)
         seen, _ = asyncio.run(run(load))
-        statuses = Counter(line["status"] for line in server.lines)
+    statuses = Counter(line["status"] for line in server.lines)
     assert seen.errors == {}
     assert statuses[400] + statuses[404] == seen.kinds["refused"]
     assert statuses[429] == seen.kinds["429"]
