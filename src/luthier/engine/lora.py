@@ -4,16 +4,17 @@ For the layers W1, W2, … of a group (q, k and v; gate and up; or one alone), e
 s = alpha / rank, and x of shape [N, in]:
 
     t  = x [A1; A2; …]^T                       one product for all of them          [N, sum of ranks]
-    yi = x Wi^T + bi + ti (si Bi)^T            rounded once                         [N, out]
+    yi = ti (si Bi)^T + x Wi^T + bi            added in this order                  [N, out]
 
     u  = [g1 s1 B1, g2 s2 B2, …]               gi: the gradient of yi               [N, sum of ranks]
     dA = u^T x,   dBi = si gi^T ti             never a gradient of W's size
     dx = g1 W1 + g2 W2 + … + u [A1; A2; …]     added in place
 
 Only x and t are kept for the backward. Products run in the dtype of W, over float32 masters of A and B. In half
-precision yi is one product, [x ti] [Wi siBi]^T: what a young adapter adds is less than half the last bit of x Wi^T, and
-added to that after it was rounded, all of it would be lost. With dropout each layer drops other values of x, so each
-has its own product in place of the common one. LoRA: arXiv 2106.09685; PEFT's own layers are the plain twin.
+precision what a young adapter adds is less than half the last bit of x Wi^T: added to that after it was rounded, as
+PEFT does, all of it would be lost. So x Wi^T is added to it, before anything is rounded. With dropout each layer drops
+other values of x, so each has its own product in place of the common one. LoRA: arXiv 2106.09685; PEFT's own layers
+are the plain twin.
 """
 
 from __future__ import annotations
@@ -151,11 +152,9 @@ class _LoraLinears(torch.autograd.Function):
         t = (rows if dropped is None else _rows(dropped)) @ torch.cat(down).to(x.dtype).T
         outputs = []
         for layer, t_i, b in zip(frozen, torch.split(t, [len(a) for a in down], dim=1), up, strict=True):
-            if x.dtype == torch.float32:
-                y = linear(rows, layer.weight, layer.bias).addmm_(t_i, _scaled(b, layer, x.dtype))
-            else:
-                beside = (b * layer.scale).to(x.dtype)
-                y = linear(torch.cat((rows, t_i), dim=1), torch.cat((layer.weight, beside), dim=1), layer.bias)
+            y = linear(t_i, (b * layer.scale).to(x.dtype)).addmm_(rows, layer.weight.T)
+            if layer.bias is not None:
+                y += layer.bias
             outputs.append(y.view(*x.shape[:-1], -1))
         ctx.frozen = frozen
         # Without dropout x is all that is kept: with it x has no use in the backward, and `dropped` has.
