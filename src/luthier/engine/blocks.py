@@ -53,10 +53,10 @@ def blocks_of(layout: Layout, window: int | None = None) -> list[Block]:
     return own + behind(layout, window)
 
 
-def behind(layout: Layout, window: int | None = None) -> list[Block]:
-    """Of the blocks, those of segments with what lies behind them."""
+def behind(layout: Layout, window: int | None = None, *, after: int = 0) -> list[Block]:
+    """Of the blocks, those of segments with what lies behind them; of segments that reach beyond so many tokens."""
     window = min(window or layout.longest, layout.longest)
-    return [block for segment in layout.segments for block in _behind(segment, layout, window)]
+    return [block for s in layout.segments if s.last >= after for block in _behind(s, layout, window)]
 
 
 def _own(segment: Segment, window: int) -> Iterator[Block]:

@@ -43,8 +43,8 @@ def in_products(query: Tensor, key: Tensor, value: Tensor, layout: Layout, score
     """
     if not scores.plain:
         return in_blocks(query, key, value, layout, scores)
-    heads = query.shape[1]
-    plan = layout.once(("products", scores.window, heads), lambda: plan_of(layout, heads, scores.window))
+    heads = query.shape[1], key.shape[1]
+    plan = layout.once(("products", scores.window, *heads), lambda: plan_of(layout, *heads, scores.window))
     out: Tensor = _ProductAttention.apply(query, key, value, plan, scores.scaling)  # type: ignore[no-untyped-call]
     return out
 
@@ -52,14 +52,13 @@ def in_products(query: Tensor, key: Tensor, value: Tensor, layout: Layout, score
 class _ProductAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scaling: float) -> Tensor:
-        q, k, v = _wide(query[0].transpose(0, 1)), _wide(key[0].transpose(0, 1), 1), _wide(value[0].transpose(0, 1), 1)
-        q *= scaling
-        parts = [_attend(g.strips, *(_picked(x, g) for x in (q, k, v))) for g in plan.groups]
-        out, lse = _together(parts, plan)
+        q, k, v = (_wide(x[0].transpose(0, 1), *how) for x, how in ((query, (0, scaling)), (key, (1,)), (value, (1,))))
+        parts = [_attend(g.strips, *_picked(g, (q,), (k, v))) for g in plan.groups]
+        out, lse = (_together(part, plan.queries, q.shape[1]) for part in zip(*parts, strict=True))
         for block, strips in plan.blocks:
             at, keys = block.queries, block.keys
             of = (_sliced(x, s) for x, s in ((q, at), (k, keys), (v, keys)))
-            part, part_lse = (_rows(x, 1) for x in _attend(strips, *of))
+            part, part_lse = (x.transpose(0, 1) for x in _attend(strips, *of))
             merged = torch.logaddexp(lse[at], part_lse)
             out[at] = out[at].lerp(part, (part_lse - merged).exp_().to(part.dtype))
             lse[at] = merged
@@ -73,13 +72,15 @@ class _ProductAttention(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         plan: Plan = ctx.plan
         of = (_with(q, lse), _with(_wide(grad[0]), (grad[0].float() * out.float()).sum(-1, keepdim=True)), k, v)
-        parts = [_gradients(g.strips, *(_picked(x, g) for x in of)) for g in plan.groups]
-        grads = _together(parts, plan)
+        parts = [_gradients(g.strips, *_picked(g, of[:2], of[2:])) for g in plan.groups]
+        of_queries, *of_keys = zip(*parts, strict=True)
+        grads = [_together(of_queries, plan.queries, q.shape[1])]
+        grads += [_of_keys(each, plan, k.shape[1]) for each in of_keys]
         for block, strips in plan.blocks:
             sides = (block.queries, block.queries, block.keys, block.keys)
             part = _gradients(strips, *(_sliced(x, s) for x, s in zip(of, sides, strict=True)))
             for whole, at, x in zip(grads, (block.queries, block.keys, block.keys), part, strict=True):
-                whole[at] += _rows(x, 1)
+                whole[at] += x.transpose(0, 1)
         grad_q, grad_k, grad_v = (x.transpose(0, 1)[None] for x in grads)
         return grad_q.mul_(ctx.scaling), grad_k, grad_v, None, None
 
@@ -126,8 +127,9 @@ def _weighed(strip: Strip, q: Tensor, keys: Piece, values: Piece) -> tuple[Tenso
 
 def _gradients(strips: Sequence[Strip], q: Tensor, do: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v, without their two columns."""
-    if len(strips) == len(strips[0]) == 1:
-        return _of_tile(strips[0][0], q, do, k, v)
+    tile = strips[0][0]
+    if (tile.queries.stop, tile.keys.start, tile.keys.stop) == (q.shape[1], 0, k.shape[1]):
+        return _of_tile(tile, q, do, k, v)
     keys, values = _pieces(k), _pieces(v)
     dk, dv = (torch.zeros_like(_narrow(x), dtype=torch.float32) for x in (k, v))
     dq = []
@@ -190,12 +192,12 @@ def _shown(p: Tensor, tile: Tile) -> Tensor:
     return p
 
 
-def _wide(x: Tensor, columns: float = 0) -> Tensor:
-    """[N, G, D] → [N + 1, G, D + 2]: with two columns, and zeros for a token that is none."""
-    wide = x.new_zeros(len(x) + 1, x.shape[1], x.shape[2] + 2)
-    wide[:-1, :, :-2] = x
-    if columns:
-        wide[:-1, :, -2:] = columns
+def _wide(x: Tensor, columns: float = 0, scale: float = 1) -> Tensor:
+    """[N, H, D] → [N + 1, H, D + 2]: x times scale, with two columns, and zeros for a token that is none."""
+    wide = x.new_empty(len(x) + 1, x.shape[1], x.shape[2] + 2)
+    torch.mul(x, scale, out=wide[:-1, :, :-2])
+    wide[:-1, :, -2:] = columns
+    wide[-1] = 0
     return wide
 
 
@@ -213,10 +215,11 @@ def _with(wide: Tensor, number: Tensor) -> Tensor:
     return wide
 
 
-def _picked(x: Tensor, group: Group) -> Tensor:
-    """The rows of a group: [N, H, D] → [B * H, L, D]."""
-    rows = x.view(len(x), -1).index_select(0, group.tokens).view(-1, group.length, *x.shape[1:])
-    return rows.transpose(1, 2).reshape(-1, group.length, x.shape[-1])
+def _picked(group: Group, of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]) -> list[Tensor]:
+    """The rows of a group: [N + 1, H, D] → [B * H, L, D], or [B * G, P + L, D]."""
+    length = group.tokens.shape[1]
+    sides = (of_queries, group.queries, length), (of_keys, group.keys, len(group.before) + length)
+    return [x.view(-1, x.shape[-1]).index_select(0, at).view(-1, n, x.shape[-1]) for of, at, n in sides for x in of]
 
 
 def _sliced(x: Tensor, at: slice) -> Tensor:
@@ -224,17 +227,16 @@ def _sliced(x: Tensor, at: slice) -> Tensor:
     return x[at].transpose(0, 1).contiguous()
 
 
-def _rows(x: Tensor, batch: int) -> Tensor:
-    """The way back: [B * H, L, D] → [B * L, H, D]."""
-    return x.view(batch, -1, *x.shape[1:]).transpose(1, 2).flatten(0, 1)
+def _together(parts: Sequence[Tensor], places: Tensor, heads: int) -> Tensor:
+    """[N, heads, D] from the rows of all groups."""
+    return torch.cat([x.flatten(0, 1) for x in parts]).index_select(0, places).view(-1, heads, parts[0].shape[-1])
 
 
-def _together(parts: Sequence[tuple[Tensor, ...]], plan: Plan) -> list[Tensor]:
-    """[N, H, D] from the rows of all groups, for each of what they give; zeros for tokens of none."""
-    together = []
-    for part in zip(*parts, strict=True):
-        rows = [_rows(x, len(g.tokens) // g.length) for x, g in zip(part, plan.groups, strict=True)]
-        rows.append(rows[0].new_zeros(1, *rows[0].shape[1:]))
-        shape = (len(plan.place), *rows[0].shape[1:])
-        together.append(torch.cat(rows).flatten(1).index_select(0, plan.place).view(shape))
-    return together
+def _of_keys(parts: Sequence[Tensor], plan: Plan, heads: int) -> Tensor:
+    """[N, heads, D]: the gradient of each token as a key of its own segment, and of those that begin with it."""
+    whole = _together(parts, plan.keys, heads)
+    for group, x in zip(plan.groups, parts, strict=True):
+        if shared := len(group.before):
+            each = x.view(len(group.tokens), heads, *x.shape[1:])[:, :, :shared]
+            whole[group.before] += each.sum(0, dtype=torch.float32).transpose(0, 1).to(x.dtype)
+    return whole

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from luthier.engine.blocks import Block, behind
-from luthier.engine.layout import Layout
+from luthier.engine.layout import Layout, Segment
 
 TILE = 5 << 18
 """Scores computed at once, in all heads: 5 MB in float32."""
@@ -24,6 +25,10 @@ TILE = 5 << 18
 WIDTH, HEIGHT = 512, 256
 """Keys of a tile, and queries of one at the edge of what is seen, at most. With all keys of a row of 5,400 in a tile,
 and so but 21 queries, attention took twice as long."""
+
+DIRECT = 128
+"""So many first tokens of a sequence are keys of the segments behind them directly, copied for each. What lies further
+behind is multiplied with all that follows at once, for one more result of each query to be merged."""
 
 CALL = 1 << 14
 """A call's price in scores of one head: padding up to that much is cheaper than one more group."""
@@ -56,13 +61,16 @@ Strip = list[Tile]
 
 @dataclass(frozen=True)
 class Group:
-    """B segments of up to L tokens that attend to themselves.
+    """B segments of up to L tokens that attend to themselves, and to P tokens that all of them begin with.
 
-    tokens: [B * L], where they lie; N where there is none.
+    tokens: [B, L], where they lie; N where there is none. before: [P].
+    queries [B * H * L], keys [B * G * (P + L)]: the same for each head, as rows of [(N + 1) * heads, D].
     """
 
     tokens: Tensor
-    length: int
+    before: Tensor
+    queries: Tensor
+    keys: Tensor
     strips: list[Strip]
 
 
@@ -70,41 +78,73 @@ class Group:
 class Plan:
     """What to multiply for a layout.
 
-    place: [N], where a token of a group stands among all groups' tokens; behind the last for a token of none.
+    queries [N * H], keys [N * G]: where each token's own stand among those of all groups.
     blocks: what groups leave over.
     """
 
     groups: list[Group]
-    place: Tensor
+    queries: Tensor
+    keys: Tensor
     blocks: list[tuple[Block, list[Strip]]]
 
 
-def plan_of(layout: Layout, heads: int, window: int | None = None) -> Plan:
-    """Segments, which see themselves, in groups of like length; and block by block what lies behind them."""
-    own = sorted(((s.end - s.start, s.start) for s in layout.segments), reverse=True)
-    groups: list[Group] = []
-    place = torch.empty(layout.num_tokens, dtype=torch.long)
+def plan_of(layout: Layout, heads: int, key_heads: int, window: int | None = None) -> Plan:
+    """Segments with themselves and their first tokens, in groups of like length; block by block what lies between."""
+    groups = []
+    for before, segments in _by_beginning(layout).items():
+        first_keys = torch.tensor(before, dtype=torch.long)
+        segments.sort(key=lambda segment: (segment.start - segment.end, segment.start))
+        for first, stop in _groups([s.end - s.start for s in segments], len(before), heads):
+            longest = segments[first].end - segments[first].start
+            tokens = torch.full((stop - first, longest), layout.num_tokens)
+            for row, s in enumerate(segments[first:stop]):
+                tokens[row, : s.end - s.start] = torch.arange(s.start, s.end)
+            keys = torch.cat((first_keys.expand(len(tokens), -1), tokens), dim=1)
+            strips = _strips(longest, keys.shape[1], heads, len(before), window)
+            groups.append(Group(tokens, first_keys, _rows(tokens, heads), _rows(keys, key_heads), strips))
+    queries = _places(groups, layout.num_tokens, heads, [0] * len(groups))
+    keys = _places(groups, layout.num_tokens, key_heads, [len(group.before) for group in groups])
+    return Plan(groups, queries, keys, [(b, _strips_of(b, heads)) for b in behind(layout, window, after=DIRECT)])
+
+
+def _by_beginning(layout: Layout) -> dict[tuple[int, ...], list[Segment]]:
+    """Segments by those of the first DIRECT tokens of their sequences that belong to segments before them."""
+    by_beginning: dict[tuple[int, ...], list[Segment]] = {}
+    holding: list[Segment] = []
+    for segment in layout.segments:
+        holding = [other for other in holding if segment.start < other.until]
+        first = (range(other.start, other.end) for other in holding if other.last < DIRECT)
+        by_beginning.setdefault(tuple(itertools.chain(*first)), []).append(segment)
+        holding.append(segment)
+    return by_beginning
+
+
+def _rows(tokens: Tensor, heads: int) -> Tensor:
+    """[B, S] → [B * heads * S]: where the heads of these tokens stand in [N * heads, D]."""
+    return (tokens[:, None] * heads + torch.arange(heads)[:, None]).flatten()
+
+
+def _places(groups: Sequence[Group], num_tokens: int, heads: int, skipped: Sequence[int]) -> Tensor:
+    """[N * heads]: where each token's own rows stand among the [B * heads * (skipped + L)] rows of all groups."""
+    places = torch.empty((num_tokens + 1) * heads, dtype=torch.long)
     filled = 0
-    for first, stop in _groups([size for size, _ in own], heads):
-        longest = own[first][0]
-        tokens = torch.full((stop - first, longest), layout.num_tokens)
-        for row, (size, start) in enumerate(own[first:stop]):
-            tokens[row, :size] = torch.arange(start, start + size)
-            place[start : start + size] = torch.arange(size) + filled + row * longest
-        groups.append(Group(tokens.flatten(), longest, _strips(longest, longest, heads, 0, window)))
-        filled += tokens.numel()
-    return Plan(groups, place, [(block, _strips_of(block, heads)) for block in behind(layout, window)])
+    for group, skip in zip(groups, skipped, strict=True):
+        batch, length = group.tokens.shape
+        rows = torch.arange(batch * heads * (skip + length)).view(batch, heads, -1)
+        places[_rows(group.tokens, heads)] = (rows[:, :, skip:] + filled).flatten()
+        filled += rows.numel()
+    return places[: num_tokens * heads]
 
 
-def _groups(sizes: list[int], heads: int) -> list[tuple[int, int]]:
-    """Cuts falling sizes into groups [first, stop) whose squares, padded, and calls cost least together."""
+def _groups(sizes: list[int], before: int, heads: int) -> list[tuple[int, int]]:
+    """Cuts falling sizes into groups [first, stop) whose scores, padded, and calls cost least together."""
     # cheapest[i]: the cost of sizes[i:], and where the first group of them ends
     cheapest = [(0, 0)] * len(sizes) + [(0, len(sizes))]
     for first in reversed(range(len(sizes))):
-        square = sizes[first] ** 2
-        most = max(1, TILE // (heads * square))
+        scores = sizes[first] * (before + sizes[first])
+        most = max(1, TILE // (heads * scores))
         cheapest[first] = min(
-            (CALL + (stop - first) * square + cheapest[stop][0], stop)
+            (CALL + (stop - first) * scores + cheapest[stop][0], stop)
             for stop in range(first + 1, min(first + most, len(sizes)) + 1)
         )
     cut, first = [], 0

@@ -111,7 +111,7 @@ def test_scores_far_above_those_of_the_first_and_the_last_tile(monkeypatch: pyte
 
 def test_no_tile_is_hidden_and_no_mask_is_larger_than_its_edge(monkeypatch: pytest.MonkeyPatch) -> None:
     def listed(window: int | None) -> list[list[tuple[slice, slice, slice | None]]]:
-        plan = plan_of(Layout((Segment(0, 70, 70, 0),)), heads=2, window=window)
+        plan = plan_of(Layout((Segment(0, 70, 70, 0),)), 2, 1, window)
         return [[(t.queries, t.keys, t.hidden and t.hidden.columns) for t in strip] for strip in plan.groups[0].strips]
 
     monkeypatch.setattr(tiles, "WIDTH", 32)
@@ -151,12 +151,33 @@ def test_segments_of_like_length_are_computed_together(monkeypatch: pytest.Monke
     lengths = [230, 200, 150, 20, 10, 220]
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     layout = Layout(tuple(Segment(a, a + n, a + n, 0) for a, n in zip(starts, lengths, strict=True)))
-    plan = plan_of(layout, heads=4)
-    assert [(len(g.tokens) // g.length, g.length) for g in plan.groups] == [(3, 230), (1, 150), (2, 20)]
+    plan = plan_of(layout, 4, 2)
+    assert [tuple(group.tokens.shape) for group in plan.groups] == [(3, 230), (1, 150), (2, 20)]
     # every token stands where its group says it does
-    everywhere = torch.cat([group.tokens for group in plan.groups])
-    assert torch.equal(everywhere[plan.place], torch.arange(layout.num_tokens))
+    for heads, own, places in (
+        (4, [group.queries for group in plan.groups], plan.queries),
+        (2, [group.keys for group in plan.groups], plan.keys),
+    ):
+        assert torch.equal(torch.cat(own)[places], torch.arange(layout.num_tokens * heads))
     # as many as a tile holds, and one at least
     monkeypatch.setattr(tiles, "TILE", 4 * 2 * 230**2)
-    plan = plan_of(layout, heads=4)
-    assert [(len(g.tokens) // g.length, g.length) for g in plan.groups] == [(2, 230), (1, 200), (1, 150), (2, 20)]
+    plan = plan_of(layout, 4, 2)
+    assert [tuple(group.tokens.shape) for group in plan.groups] == [(2, 230), (1, 200), (1, 150), (2, 20)]
+
+
+def test_short_beginnings_are_keys_of_what_lies_behind_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of TREE end after 5 tokens, and the longer one after 9."""
+
+    def listed() -> tuple[list[tuple[list[int], list[int]]], list[tuple[slice, slice]]]:
+        plan = plan_of(Layout(TREE.segments), 1, 1)
+        groups = [(group.before.tolist(), group.tokens[:, 0].tolist()) for group in plan.groups]
+        return groups, [(block.queries, block.keys) for block, _ in plan.blocks]
+
+    root, longer = [0, 1, 2, 3, 4], [*range(9)]
+    assert listed() == ([([], [17, 0]), (root, [5, 14]), (longer, [11, 9])], [])
+    monkeypatch.setattr(tiles, "DIRECT", 5)
+    assert listed() == ([([], [17, 0]), (root, [5, 11, 14, 9])], [(slice(9, 14), slice(5, 9))])
+    monkeypatch.setattr(tiles, "DIRECT", 4)
+    groups, blocks = listed()
+    assert [before for before, _ in groups] == [[]] * len(groups)
+    assert blocks == [(slice(5, 17), slice(0, 5)), (slice(9, 14), slice(5, 9))]
