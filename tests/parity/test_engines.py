@@ -14,7 +14,7 @@ from tiny import add_adapter, make_model
 
 from luthier.data.conversation import Source
 from luthier.data.render import IGNORE, Example
-from luthier.engine import block_attention, engines
+from luthier.engine import block_attention, engines, layout
 from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install
 from luthier.engine.instance import relative_error
 from luthier.engine.layout import FlatBatch, Layout, Segment, flatten
@@ -88,6 +88,12 @@ LONG = [
     example(tokens(1200, 103), tokens(130, 104)),
 ]
 """Rows of several tiles of attention, three of them behind one document."""
+
+
+@pytest.fixture(autouse=True)
+def small_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows above are short: what they share is shared all the same."""
+    monkeypatch.setattr(layout, "SAVED", 4)
 
 
 @functools.cache

@@ -17,10 +17,11 @@ may each have a label behind it. The token behind the last label predicts nothin
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,9 +30,9 @@ from luthier.data.render import IGNORE, Example
 
 T = TypeVar("T")
 
-SHORTEST_SHARED = 4
-"""Fewer shared tokens are computed again: a segment adds some 0.1 ms of attention to a layer, where a token costs
-SmolLM2 0.3 ms in float32 on two AVX2 cores, and a tenth of that where bfloat16 is fast."""
+SAVED = 16
+"""A beginning that rows share is a segment of its own where that saves so many tokens, over all of them: one more adds
+0.3 to 0.7 ms of attention to a layer of SmolLM2 in bfloat16 on two cores, where a token costs 0.04."""
 
 
 def to_device(made: Tensor, device: torch.device | str) -> Tensor:
@@ -149,75 +150,123 @@ class FlatBatch:
     layout: Layout
 
 
+class _Beginning(NamedTuple):
+    """What rows one after another begin with.
+
+    length: of how many tokens. times: how often those would be computed if each branch had its own.
+    rows: the places of those that share it with the row before them.
+    """
+
+    length: int
+    times: int = 0
+    rows: tuple[int, ...] = ()
+
+
 class Tree:
-    """Lays sequences out one by one; each shares what it can with the one before it.
+    """Rows and what each begins with in common with the one before it.
 
     Args:
-        share: False keeps every sequence whole.
+        share: False keeps every row whole.
     """
 
     def __init__(self, *, share: bool = True) -> None:
         self.share = share
-        self.input_ids: list[int] = []
-        self.position_ids: list[int] = []
-        self.path: list[int] = []  # where each token of the latest sequence lies
-        self._latest: list[int] = []  # its tokens
-        self._borders: set[int] = set()  # how many of them lie before each segment's end
-        self._starts: set[int] = set()  # where all segments begin in the flat row
+        self._rows: list[list[int]] = []
+        self._shared: dict[int, int] = {}  # how many first tokens a row, by its place, does not compute again
+        self._open = [_Beginning(0)]  # of the latest row, with which others may begin, too; from short to long
+        self._computed = 0  # tokens behind those that no other can begin with
 
     @property
     def tokens(self) -> int:
-        return len(self.input_ids)
+        return self._computed + _close(self._open, len(self._rows[-1]), 0)[1] if self._rows else 0
 
     def added(self, example: Example) -> int:
         """How many tokens the flat row would grow by."""
         row = needed_tokens(example)
-        return len(row) - self._shared(row)
+        latest, same = self._latest(row)
+        if same == len(latest):
+            return len(row) - same
+        still_open, computed, _ = _close(self._open, len(latest), same)
+        return self._computed + computed + _close(still_open, len(row), 0)[1] - self.tokens
 
     def add(self, example: Example) -> None:
-        """Lays an example out; `path` then says where each token that its loss needs lies."""
-        row = needed_tokens(example)
-        shared, start = self._shared(row), self.tokens
-        self._borders = {border for border in self._borders if border <= shared}
-        if self._leaves(row, shared):
-            self._borders.add(shared)
-            # What followed the last shared token until now becomes a segment beside this one.
-            self._starts |= {start, self.path[shared - 1] + 1} if shared else {start}
-        self.input_ids += row[shared:]
-        self.position_ids += range(shared, len(row))
-        self.path = [*self.path[:shared], *range(start, self.tokens)]
-        self._latest = row
+        row, place = needed_tokens(example), len(self._rows)
+        latest, same = self._latest(row)
+        if same == len(latest):  # it goes on where the latest ends
+            self._shared[place] = same
+        else:
+            self._open, computed, shared = _close(self._open, len(latest), same)
+            self._computed += computed
+            self._shared |= shared
+            length, times, rows = self._open[-1]
+            self._open[-1] = _Beginning(length, times, (*rows, place))
+        self._rows.append(row)
 
-    def _shared(self, row: list[int]) -> int:
-        """How many first tokens a row shares: up to where it leaves the latest one, or to a border before that.
+    def _latest(self, row: list[int]) -> tuple[list[int], int]:
+        """The latest row, and how many first tokens of it a new one has, too."""
+        latest = self._rows[-1] if self._rows else []
+        return latest, common_prefix(latest, row) if self.share else 0
 
-        A border is set only where it makes a segment long enough.
+    def lay_out(self, multiple: int = 1) -> tuple[list[int], list[int], list[list[int]], tuple[Segment, ...]]:
+        """The flat row: `input_ids`, `position_ids`, where the tokens of each row lie, and the segments.
+
+        It is filled up to a multiple of so many tokens: nothing attends to those, and no loss asks for them.
         """
-        same = common_prefix(self._latest, row) if self.share else 0
-        border = max((border for border in self._borders if border <= same), default=0)
-        return same if same - border >= SHORTEST_SHARED or not self._leaves(row, same) else border
+        shared = self._shared | _close(self._open, len(self._rows[-1]), 0)[2]
+        input_ids: list[int] = []
+        position_ids: list[int] = []
+        paths: list[list[int]] = []
+        starts = {0}
+        for place, row in enumerate(self._rows):
+            held, start = paths[-1][: shared.get(place, 0)] if paths else [], len(input_ids)
+            if len(held) < len(row) and held[-1:] != [start - 1]:
+                # What followed the last shared token until now becomes a segment beside this one.
+                starts |= {start, held[-1] + 1} if held else {start}
+            input_ids += row[len(held) :]
+            position_ids += range(len(held), len(row))
+            paths.append([*held, *range(start, len(input_ids))])
+        missing = -len(input_ids) % multiple
+        input_ids += input_ids[-1:] * missing
+        position_ids += position_ids[-1:] * missing
+        return input_ids, position_ids, paths, _segments(sorted(starts), position_ids)
 
-    def _leaves(self, row: list[int], shared: int) -> bool:
-        """Whether a row has tokens of its own that cannot simply go on where the flat row ends."""
-        return shared < len(row) and self.path[max(shared - 1, 0) : shared] != [self.tokens - 1]
 
-    def fill(self, multiple: int) -> None:
-        """Repeats the last token until there is a multiple: nothing attends to those, and no loss asks for them."""
-        missing = -self.tokens % multiple
-        self.input_ids += self.input_ids[-1:] * missing
-        self.position_ids += self.position_ids[-1:] * missing
+def _close(beginnings: list[_Beginning], length: int, same: int) -> tuple[list[_Beginning], int, dict[int, int]]:
+    """Decides on what is longer than `same`, once no more rows begin with it.
 
-    def segments(self) -> tuple[Segment, ...]:
-        """In the order of the flat row. A segment's subtree ends where the next one of its depth or less begins."""
-        starts = sorted(self._starts)
-        until = dict.fromkeys(starts, self.tokens)
-        holding: list[int] = []
-        for start in starts:
-            while holding and self.position_ids[holding[-1]] >= self.position_ids[start]:
-                until[holding.pop()] = start
-            holding.append(start)
-        ends = [*starts[1:], self.tokens]
-        return tuple(Segment(a, b, until[a], self.position_ids[a]) for a, b in zip(starts, ends, strict=True))
+    Args:
+        beginnings: those of the latest row, from short to long.
+        length: of that row.
+        same: how many of its tokens the next row begins with.
+
+    Returns:
+        Those that are left, how many tokens were decided on are computed, and how many tokens rows share, by place.
+    """
+    left, latest, computed = list(beginnings), _Beginning(length, 1), 0
+    shared: dict[int, int] = {}
+    while True:
+        holding = left.pop() if left[-1].length >= same else _Beginning(same)
+        own = latest.length - holding.length
+        times, rows = latest.times, latest.rows
+        if (times - 1) * own >= SAVED:
+            shared |= dict.fromkeys(rows, latest.length)
+            times, rows = 1, ()
+        computed += own * times
+        latest = _Beginning(holding.length, holding.times + times, holding.rows + rows)
+        if latest.length == same:
+            return [*left, latest], computed, shared
+
+
+def _segments(starts: list[int], position_ids: list[int]) -> tuple[Segment, ...]:
+    """In the order of the flat row. A segment's subtree ends where the next one of its depth or less begins."""
+    end = len(position_ids)
+    until = dict.fromkeys(starts, end)
+    holding: list[int] = []
+    for start in starts:
+        while holding and position_ids[holding[-1]] >= position_ids[start]:
+            until[holding.pop()] = start
+        holding.append(start)
+    return tuple(Segment(a, b, until[a], position_ids[a]) for a, b in itertools.pairwise([*starts, end]))
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -245,24 +294,25 @@ def flatten(
 
     `predict_at` and `targets` follow the flat row's order of sequences, not that of the examples.
     """
-    tree = Tree(share=share)
+    tree, ordered = Tree(share=share), order(examples)
+    for place in ordered:
+        tree.add(examples[place])
+    input_ids, position_ids, paths, segments = tree.lay_out(multiple)
     predict_at: list[int] = []
     targets: list[int] = []
     whose: list[int] = []
-    for place in order(examples):
-        example = examples[place]
-        tree.add(example)
+    for place, path in zip(ordered, paths, strict=True):
+        labels = examples[place].labels
         # A first token has no predecessor; with a label on it (plain text) nothing can predict it.
-        trained = [i for i, label in enumerate(example.labels) if label != IGNORE and i > 0]
-        predict_at += [tree.path[i - 1] for i in trained]
-        targets += [example.labels[i] for i in trained]
+        trained = [i for i, label in enumerate(labels) if label != IGNORE and i > 0]
+        predict_at += [path[i - 1] for i in trained]
+        targets += [labels[i] for i in trained]
         whose += [place] * len(trained)
-    tree.fill(multiple)
     return FlatBatch(
-        to_device(torch.tensor([tree.input_ids]), device),
-        to_device(torch.tensor([tree.position_ids]), device),
+        to_device(torch.tensor([input_ids]), device),
+        to_device(torch.tensor([position_ids]), device),
         to_device(torch.tensor(predict_at, dtype=torch.long), device),
         to_device(torch.tensor(targets, dtype=torch.long), device),
         to_device(torch.tensor(whose, dtype=torch.long), device),
-        Layout(tree.segments(), device),
+        Layout(segments, device),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given
@@ -21,7 +23,7 @@ def example(prompt: list[int], answer: list[int]) -> Example:
 
 @pytest.fixture
 def any_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "SHORTEST_SHARED", 1)
+    monkeypatch.setattr(layout, "SAVED", 1)
 
 
 def test_a_row_is_filled_up_with_its_last_token_at_its_place() -> None:
@@ -97,24 +99,30 @@ def test_equal_rows_are_computed_once() -> None:
     assert batch.example.tolist() == [0, 1, 2]
 
 
+def layout_of(*rows: list[int]) -> list[tuple[int, int, int]]:
+    """Of each segment: its length, its depth, and how many tokens lie behind it that begin with it."""
+    segments = flatten([example(row, [J]) for row in rows]).layout.segments
+    return [(s.end - s.start, s.depth, s.until - s.end) for s in segments]
+
+
 def test_few_shared_tokens_are_computed_again() -> None:
-    assert layout.SHORTEST_SHARED == 4
-    three = [example([A, B, C, D], [H]), example([A, B, C, E], [H])]
-    assert flatten(three).input_ids.tolist() == [[A, B, C, D, A, B, C, E]]
-    four = [example([A, B, C, D, E], [H]), example([A, B, C, D, F], [H])]
-    assert flatten(four).input_ids.tolist() == [[A, B, C, D, E, F]]
-    # Two more in common after a border are not worth another; the third row still shares up to that border.
-    nested = [*four, example([A, B, C, D, F, G], [H])]
-    assert flatten(nested).input_ids.tolist() == [[A, B, C, D, E, F, G]]
-    nested = [example([A, B, C, D, E, *tail], [H]) for tail in ([A], [B])]
-    batch = flatten([example([A, B, C, D, B], [H]), *nested])
-    assert batch.input_ids.tolist() == [[A, B, C, D, B, E, A, E, B]]
-    assert batch.layout.segments == (
-        Segment(0, 4, 9, 0),
-        Segment(4, 5, 5, 4),
-        Segment(5, 7, 7, 4),
-        Segment(7, 9, 9, 4),
-    )
+    """A beginning is a segment where that saves 16 tokens: one of 16 for two rows, one of 6 for four."""
+    assert layout.SAVED == 16
+    assert layout_of([A] * 15 + [B], [A] * 15 + [C]) == [(16, 0, 0), (16, 0, 0)]
+    assert layout_of([A] * 16 + [B], [A] * 16 + [C]) == [(16, 0, 2), (1, 16, 0), (1, 16, 0)]
+    assert layout_of(*([A] * 5 + [x] for x in (B, C, D, E))) == [(6, 0, 0)] * 4
+    assert layout_of(*([A] * 6 + [x] for x in (B, C, D, E))) == [(6, 0, 4)] + [(1, 6, 0)] * 4
+
+
+def test_what_few_rows_begin_with_beyond_what_all_do_is_computed_again() -> None:
+    """The first two share one token more, which is no reason to cut what all share in two."""
+    rows = [[A] * 40 + [B], [A] * 40 + [C], [A] * 39 + [B, D], [A] * 39 + [C, E]]
+    assert layout_of(*rows) == [(39, 0, 8)] + [(2, 39, 0)] * 4
+    # Steps that save too little each are taken together.
+    rows = [[A] * 20 + [B], [A] * 20 + [C], [A] * 11 + [B]]
+    assert layout_of(*rows) == [(11, 0, 21), (10, 11, 0), (10, 11, 0), (1, 11, 0)]
+    longer = [[A] * 40 + [B], [A] * 40 + [C], [A] * 10 + [B, D], [A] * 10 + [C, E]]
+    assert layout_of(*longer) == [(10, 0, 36), (30, 10, 2), (1, 40, 0), (1, 40, 0), (2, 10, 0), (2, 10, 0)]
 
 
 def test_what_shares_nothing() -> None:
@@ -151,11 +159,12 @@ rows = st.lists(
 )
 
 
-@given(rows, st.booleans())
-def test_every_sequence_is_found_again(drawn: list[tuple[list[int], list[int]]], share: bool) -> None:
+@given(rows, st.booleans(), st.sampled_from([1, 3, 8]))
+def test_every_sequence_is_found_again(drawn: list[tuple[list[int], list[int]]], share: bool, saved: int) -> None:
     """What a token sees, itself included, is the beginning of its sequence: so each loss term has its context."""
     examples = [example(prompt, answer) for prompt, answer in drawn]
-    batch = flatten(examples, share=share)
+    with mock.patch.object(layout, "SAVED", saved):
+        batch = flatten(examples, share=share)
     flat, mask = batch.input_ids[0], batch.layout.mask()
     assert torch.equal(batch.layout.positions, batch.position_ids[0])
     assert torch.equal(mask.sum(1) - 1, batch.position_ids[0])
@@ -169,13 +178,12 @@ def test_every_sequence_is_found_again(drawn: list[tuple[list[int], list[int]]],
     assert all(a.end == b.start for a, b in zip(batch.layout.segments, batch.layout.segments[1:], strict=False))
 
 
-@given(rows, st.booleans())
-def test_a_tree_counts_what_it_lays_out(drawn: list[tuple[list[int], list[int]]], share: bool) -> None:
+@given(rows, st.booleans(), st.sampled_from([1, 3, 8]))
+def test_a_tree_counts_what_it_lays_out(drawn: list[tuple[list[int], list[int]]], share: bool, saved: int) -> None:
     unordered = [example(prompt, answer) for prompt, answer in drawn]
-    examples = [unordered[place] for place in order(unordered)]
-    tree = Tree(share=share)
-    for each in examples:
-        expected = tree.tokens + tree.added(each)
-        tree.add(each)
-        assert tree.tokens == expected
-    assert tree.tokens == flatten(examples, share=share).layout.num_tokens
+    with mock.patch.object(layout, "SAVED", saved):
+        tree = Tree(share=share)
+        for place in order(unordered):
+            expected = tree.tokens + tree.added(unordered[place])
+            tree.add(unordered[place])
+            assert tree.tokens == expected == len(tree.lay_out()[0])
