@@ -106,7 +106,7 @@ class FlatEngine(Engine):
         return Tree(share=self.share)
 
     def in_order(self, examples: Sequence[Example]) -> list[Example]:
-        return [examples[place] for place in order(examples)]
+        return [examples[place] for place in order(examples, share=self.share)]
 
 
 class PlainEngine(Engine):

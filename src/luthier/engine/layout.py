@@ -280,9 +280,13 @@ def needed_tokens(example: Example) -> list[int]:
     return example.input_ids[:last]
 
 
-def order(examples: Sequence[Example]) -> list[int]:
-    """Places, those that begin alike side by side: at every level of the tree, those that share are neighbours."""
-    return sorted(range(len(examples)), key=lambda place: examples[place].input_ids)
+def order(examples: Sequence[Example], *, share: bool = True) -> list[int]:
+    """Places, those that begin alike side by side: at every level of the tree, those that share are neighbours.
+
+    Without sharing, those of like length are: they are multiplied together.
+    """
+    rows = [example.input_ids for example in examples]
+    return sorted(range(len(rows)), key=rows.__getitem__ if share else lambda place: len(rows[place]))
 
 
 def flatten(
@@ -294,7 +298,7 @@ def flatten(
 
     `predict_at` and `targets` follow the flat row's order of sequences, not that of the examples.
     """
-    tree, ordered = Tree(share=share), order(examples)
+    tree, ordered = Tree(share=share), order(examples, share=share)
     for place in ordered:
         tree.add(examples[place])
     input_ids, position_ids, paths, segments = tree.lay_out(multiple)

@@ -125,6 +125,12 @@ def test_what_few_rows_begin_with_beyond_what_all_do_is_computed_again() -> None
     assert layout_of(*longer) == [(10, 0, 36), (30, 10, 2), (1, 40, 0), (1, 40, 0), (2, 10, 0), (2, 10, 0)]
 
 
+def test_neighbours_begin_alike_or_are_of_like_length() -> None:
+    examples = [example(row, [J]) for row in ([B, A, A], [A, B], [B, A], [A, C, A, A])]
+    assert order(examples) == [1, 3, 0, 2]
+    assert order(examples, share=False) == [1, 2, 0, 3]
+
+
 def test_what_shares_nothing() -> None:
     for rows in ([example([A, B, C, D, E], [F])], [example([A, B, C, D, E], [F]), example([B, B, C, D, E], [F])]):
         assert not flatten(rows).layout.shares
@@ -183,7 +189,7 @@ def test_a_tree_counts_what_it_lays_out(drawn: list[tuple[list[int], list[int]]]
     unordered = [example(prompt, answer) for prompt, answer in drawn]
     with mock.patch.object(layout, "SAVED", saved):
         tree = Tree(share=share)
-        for place in order(unordered):
+        for place in order(unordered, share=share):
             expected = tree.tokens + tree.added(unordered[place])
             tree.add(unordered[place])
             assert tree.tokens == expected == len(tree.lay_out()[0])
