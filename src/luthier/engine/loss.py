@@ -7,6 +7,7 @@ used in place and forgotten. The formula of soft-capping (Gemma) is `cap * tanh(
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -106,7 +107,7 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
         each = torch.empty(len(hidden), device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        rows = max(1, min(ROWS, CHUNK // len(head.weight), len(hidden)))
+        rows = _rows_at_once(len(hidden), len(head.weight))
         # Made once: the system gives large pieces of memory back, and to get them anew costs more than to use them.
         room = torch.empty(rows, len(head.weight), dtype=head.weight.dtype, device=hidden.device)
         room32 = torch.empty(rows, len(head.weight), device=hidden.device)
@@ -128,6 +129,13 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (hidden_gradient,) = ctx.saved_tensors
         return hidden_gradient * gradient[:, None].to(hidden_gradient.dtype), None, None
+
+
+def _rows_at_once(rows: int, vocabulary: int) -> int:
+    """Parts of like size, in multiples of 16: 19 rows alone, behind 256, would take a quarter of the time of these."""
+    rows = max(1, rows)
+    most = max(1, min(ROWS, CHUNK // vocabulary, rows))
+    return min(most, math.ceil(rows / math.ceil(rows / most) / 16) * 16)
 
 
 def _log_softmax(logits: Tensor, out: Tensor) -> Tensor:

@@ -112,3 +112,9 @@ def test_a_head_that_does_something_else_is_declined() -> None:
 def test_a_head_that_is_trained_is_declined() -> None:
     model = add_adapter(make_model("llama"), targets=["q_proj", "lm_head"])
     assert not loss.fuse(model.get_base_model())
+
+
+def test_parts_are_of_like_size() -> None:
+    """In multiples of 16 rows, no more than ROWS, and no more than CHUNK logits."""
+    asked = [(0, 400), (15, 400), (256, 400), (257, 400), (600, 400), (5000, 400), (300, 1 << 18), (5, 1 << 26)]
+    assert [loss._rows_at_once(*each) for each in asked] == [1, 15, 256, 144, 208, 256, 112, 1]
