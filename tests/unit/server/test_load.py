@@ -26,7 +26,7 @@ def test_a_mixed_load_sees_no_error(shelf: Path) -> None:
 
 
 def test_what_goes_wrong_is_counted_by_kind(server: Running, capsys: pytest.CaptureFixture[str]) -> None:
-    status = main([f"{server.url}/v1", "--models", "missing", "--seconds", "0.2", "--clients", "1", "--plain"])
+    status = main([f"{server.url}/v1", "--models", "missing", "--seconds", "2", "--clients", "1", "--plain"])
     assert status == 1
     shown = capsys.readouterr().out
     assert '× RuntimeError: 404 {"error":{"message":"The model \'missing\' does not exist.' in shown
