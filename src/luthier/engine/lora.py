@@ -152,7 +152,7 @@ class _LoraLinears(torch.autograd.Function):
         t = (rows if dropped is None else _rows(dropped)) @ torch.cat(down).to(x.dtype).T
         outputs = []
         for layer, t_i, b in zip(frozen, torch.split(t, [len(a) for a in down], dim=1), up, strict=True):
-            y = linear(t_i, (b * layer.scale).to(x.dtype)).addmm_(rows, layer.weight.T)
+            y = linear(t_i, _scaled(b, layer, x.dtype)).addmm_(rows, layer.weight.T)
             if layer.bias is not None:
                 y += layer.bias
             outputs.append(y.view(*x.shape[:-1], -1))
@@ -178,7 +178,7 @@ class _LoraLinears(torch.autograd.Function):
                 d_up.append(None)
                 continue
             g = _rows(g)
-            parts.append(g @ _scaled(b, layer, g.dtype).T)
+            parts.append(g @ _scaled(b, layer, g.dtype).T.contiguous().T)
             d_up.append((t_i @ g).T.to(b.dtype) * layer.scale)
             if needs_x:
                 dx = g @ layer.weight if dx is None else dx.addmm_(g, layer.weight)
@@ -238,5 +238,5 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _scaled(b: Tensor, layer: _Frozen, dtype: torch.dtype) -> Tensor:
-    """(sB)^T, [rank, out] contiguous."""
-    return (b * layer.scale).to(dtype).T.contiguous()
+    """sB, [out, rank]."""
+    return (b * layer.scale).to(dtype)

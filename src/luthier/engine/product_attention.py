@@ -52,7 +52,8 @@ def in_products(query: Tensor, key: Tensor, value: Tensor, layout: Layout, score
 class _ProductAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Plan, scaling: float) -> Tensor:
-        q, k, v = (_wide(x[0].transpose(0, 1), *how) for x, how in ((query, (0, scaling)), (key, (1,)), (value, (1,))))
+        q = _wide(query[0].transpose(0, 1), scale=scaling)
+        k, v = (_wide(x[0].transpose(0, 1), columns=1) for x in (key, value))
         parts = [_attend(g.strips, *_picked(g, (q,), (k, v))) for g in plan.groups]
         out, lse = (_together(part, plan.queries, q.shape[1]) for part in zip(*parts, strict=True))
         for block, strips in plan.blocks:
