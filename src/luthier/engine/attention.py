@@ -1,7 +1,7 @@
 """Attention over a flat batch, registered with transformers under the name `luthier_flat`.
 
 transformers passes a forward's extra keyword arguments down to its attention function, so the layout arrives here
-without a change to any model's code (`transformers.AttentionInterface`, `AttentionMaskInterface`).
+without a change to any model's code (`transformers.AttentionInterface`).
 """
 
 from __future__ import annotations
@@ -183,13 +183,11 @@ def fault(kernel: Kernel, sample: Layout, dtype: torch.dtype, width: int, device
     return None if off <= LARGEST_ERROR[dtype] else f"is off by {off:.1e}"
 
 
-def no_mask(*_: Any, **__: Any) -> None:
-    """The layout says it all: transformers builds no mask for a flat batch."""
-
-
 def register() -> None:
-    """Makes `attn_implementation="luthier_flat"` known to transformers. Doing it twice is harmless."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    """Makes `attn_implementation="luthier_flat"` known to transformers. Doing it twice is harmless.
+
+    Without a mask of that name: transformers then makes none, and does not wait for a GPU to look at the positions.
+    """
+    from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, flat_attention)
-    AttentionMaskInterface.register(NAME, no_mask)

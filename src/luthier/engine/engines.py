@@ -13,7 +13,7 @@ from luthier.data.batches import Filling
 from luthier.data.render import IGNORE, Example
 from luthier.engine import attention, liger, lora, loss, mlp, norm, recurrent
 from luthier.engine.instance import restore
-from luthier.engine.layout import Tree, flatten, order
+from luthier.engine.layout import FlatBatch, Tree, flatten, order
 
 MULTIPLE = 16
 """Products of bfloat16 on a CPU compute 16 tokens at once: of 989 they take a quarter longer than of 992."""
@@ -73,10 +73,11 @@ class FlatEngine(Engine):
         self.share = share
         self.fused_loss = False
         self.by_liger: list[str] = []
+        self._adapters: list[list[Any]] = []
         self.multiple = 1  # of which the tokens of a micro-batch are one
 
     def prepare(self, model: Any) -> None:
-        lora.fuse(model)
+        self._adapters = lora.fuse(model)
         self.by_liger = liger.fuse(model)
         mlp.keep_less(model)
         norm.fuse(model)
@@ -90,14 +91,19 @@ class FlatEngine(Engine):
     def losses(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:
         share, device = self.share or not model.training, next(model.parameters()).device
         batch = flatten(examples, share=share, multiple=self.multiple, device=device)
-        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "layout": batch.layout}
-        if self.fused_loss:
-            each = model(**inputs, predict_at=batch.predict_at, targets=batch.targets, use_cache=False)
-        else:
-            logits = model(**inputs, logits_to_keep=batch.predict_at, use_cache=False).logits[0]
-            each = cross_entropy(logits.float(), batch.targets, reduction="none")
+        each = self.token_losses(model, batch)
         total: Tensor = each.new_zeros(len(examples)).index_add(0, batch.example, each)
         return total
+
+    def token_losses(self, model: nn.Module, batch: FlatBatch) -> Tensor:
+        """[M] float32: the cross-entropy of each target."""
+        inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "layout": batch.layout}
+        with lora.prepared(self._adapters):
+            if self.fused_loss:
+                each: Tensor = model(**inputs, predict_at=batch.predict_at, targets=batch.targets, use_cache=False)
+                return each
+            logits = model(**inputs, logits_to_keep=batch.predict_at, use_cache=False).logits[0]
+        return cross_entropy(logits.float(), batch.targets, reduction="none")
 
     def cost(self, examples: Sequence[Example]) -> int:
         return _filled(self, examples)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from torch.nn.functional import pad
 
-from luthier.engine.layout import Layout, to_device
+from luthier.engine.layout import Layout
 from luthier.engine.scores import Scores
 
 TILE = 128
@@ -26,7 +26,7 @@ def block_mask(layout: Layout, window: int | None = None) -> BlockMask:
     length = layout.num_tokens
     tiles = -(-length // TILE)
     until = pad(layout.until, (0, tiles * TILE - length))  # 0: what fills up the last tile is seen by none
-    positions = pad(layout.positions, (0, tiles * TILE - length), value=layout.segments[-1].last)
+    positions = pad(layout.positions, (0, tiles * TILE - length))
 
     def visible(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         seen = (k <= q) & (q < until[k])
@@ -89,11 +89,7 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scores: Sc
     """Flash attention for sequences side by side, without soft-capped scores or sinks."""
     from torch.nn.attention.varlen import varlen_attn
 
-    def borders() -> Tensor:
-        ends = [0, *(segment.end for segment in layout.segments)]
-        return to_device(torch.tensor(ends, dtype=torch.int32), query.device)
-
-    at = layout.once("borders", borders)
+    at = layout.once("borders", layout.borders.int)
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     behind = -1 if scores.window is None else scores.window - 1
     out = varlen_attn(

@@ -3,12 +3,12 @@
 For the layers W1, W2, … of a group (q, k and v; gate and up; or one alone), each with an adapter A, B and its scale
 s = alpha / rank, and x of shape [N, in]:
 
-    t  = x [A1; A2; …]^T                       one product for all of them          [N, sum of ranks]
-    yi = ti (si Bi)^T + x Wi^T + bi            added in this order                  [N, out]
+    t  = x [s1 A1; s2 A2; …]^T                 one product for all of them          [N, sum of ranks]
+    yi = ti Bi^T + x Wi^T + bi                 added in this order                  [N, out]
 
-    u  = [g1 s1 B1, g2 s2 B2, …]               gi: the gradient of yi               [N, sum of ranks]
-    dA = u^T x,   dBi = si gi^T ti             never a gradient of W's size
-    dx = g1 W1 + g2 W2 + … + u [A1; A2; …]     added in place
+    u  = [g1 B1, g2 B2, …]                     gi: the gradient of yi               [N, sum of ranks]
+    dAi = si ui^T x,   dBi = gi^T ti           never a gradient of W's size
+    dx = g1 W1 + g2 W2 + … + u [s1 A1; …]      added in place
 
 Only x and t are kept for the backward. Products run in the dtype of W, over float32 masters of A and B. In half
 precision what a young adapter adds is less than half the last bit of x Wi^T: added to that after it was rounded, as
@@ -20,7 +20,9 @@ are the plain twin.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -33,8 +35,8 @@ from torch.nn.functional import linear
 from luthier.engine.instance import evaluating, replace_forward
 
 
-def fuse(model: Any) -> int:
-    """Gives the plain LoRA layers of this model instance the fused forward; returns how many have it.
+def fuse(model: Any) -> list[list[Any]]:
+    """Gives the plain LoRA layers of this model instance the fused forward; returns them, those of one input together.
 
     A layer that is more than `y + s B A x` (DoRA, a bias in the adapter, a quantized base) stays PEFT's.
     """
@@ -43,7 +45,7 @@ def fuse(model: Any) -> int:
         group = _Group(layers)
         for index, layer in enumerate(layers):
             replace_forward(layer, partial(group.forward, index))
-    return sum(map(len, groups))
+    return groups
 
 
 def _sharing_an_input(model: Any) -> list[list[Any]]:
@@ -109,15 +111,70 @@ class _Frozen(NamedTuple):
     scale: float
 
 
+class _Factors(NamedTuple):
+    """The adapters of a group in the dtype of its products."""
+
+    down: Tensor
+    """[sum of ranks, in]: s1 A1, s2 A2, … one below the other."""
+    up: list[Tensor]
+    """B1, B2, …, each [out, rank]."""
+
+
+_prepared: ContextVar[dict[Any, _Factors] | None] = ContextVar("_prepared", default=None)
+
+
+@contextmanager
+def prepared(groups: list[list[Any]]) -> Iterator[None]:
+    """Within it the factors of these groups are at hand: made all at once, as each of them alone is a small thing."""
+    token = _prepared.set(_all_factors(groups))
+    try:
+        yield
+    finally:
+        _prepared.reset(token)
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _all_factors(groups: list[list[Any]]) -> dict[Any, _Factors]:
+    """By the first layer of each group."""
+    if not groups:
+        return {}
+    frozen, learned, _ = zip(*(_parts(layer) for group in groups for layer in group), strict=True)
+    down, up = zip(*learned, strict=True)
+    dtype = frozen[0].weight.dtype
+    scaled = torch._foreach_mul(down, [layer.scale for layer in frozen])
+    downs, ups = iter(_in_dtype(scaled, dtype)), iter(_in_dtype(up, dtype))
+    found = {}
+    for group in groups:
+        parts = [next(downs) for _ in group]
+        # They lie one behind the other already.
+        ranks, width = sum(map(len, parts)), parts[0].shape[1]
+        found[group[0]] = _Factors(parts[0].as_strided((ranks, width), (width, 1)), [next(ups) for _ in group])
+    return found
+
+
+def _in_dtype(matrices: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Copies in one piece of memory."""
+    memory = torch.cat([matrix.flatten() for matrix in matrices]).to(dtype)
+    pieces = torch.split(memory, [matrix.numel() for matrix in matrices])
+    return [piece.view_as(matrix) for piece, matrix in zip(pieces, matrices, strict=True)]
+
+
+def _factors(layers: list[Any]) -> _Factors:
+    found = _prepared.get() or {}
+    return found.get(layers[0]) or _all_factors([layers])[layers[0]]
+
+
 def lora_linears(x: Tensor, layers: list[Any]) -> tuple[Tensor, ...]:
     """What each LoRA layer makes of x [..., in]: [..., out], in the dtype of the layers' weights."""
     frozen, learned, dropouts = zip(*map(_parts, layers), strict=True)
-    x = x.to(frozen[0].weight.dtype)
+    x, factors = x.to(frozen[0].weight.dtype), _factors(layers)
     if any(map(_drops, layers)):
+        downs = torch.split(factors.down, [len(a) for a, _ in learned])
         return tuple(
-            _apply(x, dropout(x), [kept], *ab)[0] for dropout, kept, ab in zip(dropouts, frozen, learned, strict=True)
+            _apply(x, dropout(x), [kept], _Factors(down, [up]), *ab)[0]
+            for dropout, kept, down, up, ab in zip(dropouts, frozen, downs, factors.up, learned, strict=True)
         )
-    return _apply(x, None, list(frozen), *itertools.chain(*learned))
+    return _apply(x, None, list(frozen), factors, *itertools.chain(*learned))
 
 
 def _parts(layer: Any) -> tuple[_Frozen, tuple[Tensor, Tensor], nn.Module]:
@@ -132,68 +189,84 @@ def _drops(layer: Any) -> bool:
     return layer.training and isinstance(dropout, nn.Dropout) and dropout.p > 0
 
 
-def _apply(x: Tensor, dropped: Tensor | None, frozen: list[_Frozen], *learned: Tensor) -> tuple[Tensor, ...]:
-    outputs: tuple[Tensor, ...] = _LoraLinears.apply(x, dropped, frozen, *learned)  # type: ignore[no-untyped-call]
+def _apply(
+    x: Tensor, dropped: Tensor | None, frozen: list[_Frozen], factors: _Factors, *learned: Tensor
+) -> tuple[Tensor, ...]:
+    outputs: tuple[Tensor, ...] = _LoraLinears.apply(x, dropped, frozen, factors, *learned)  # type: ignore[no-untyped-call]
     return outputs
 
 
 class _LoraLinears(torch.autograd.Function):
-    """`forward(x, dropped, frozen, A1, B1, A2, B2, …)`; `dropped` goes into the adapter in place of x, unless None.
+    """`forward(x, dropped, frozen, factors, A1, B1, A2, B2, …)`; the factors are those of the masters A and B.
 
-    Narrow products are bound by the order in which they read: where a factor is r wide, its copy with r long rows
-    multiplies up to twice as fast on a CPU as a transposed view.
+    `dropped` goes into the adapter in place of x, unless None.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, dropped: Tensor | None, frozen: list[_Frozen], *learned: Tensor
+        ctx: Any, x: Tensor, dropped: Tensor | None, frozen: list[_Frozen], factors: _Factors, *learned: Tensor
     ) -> tuple[Tensor, ...]:
-        rows, down, up = _rows(x), learned[::2], learned[1::2]
-        t = (rows if dropped is None else _rows(dropped)) @ torch.cat(down).to(x.dtype).T
+        rows, (down, up) = _rows(x), factors
+        t = (rows if dropped is None else _rows(dropped)) @ down.T
         outputs = []
-        for layer, t_i, b in zip(frozen, torch.split(t, [len(a) for a in down], dim=1), up, strict=True):
-            y = linear(t_i, _scaled(b, layer, x.dtype)).addmm_(rows, layer.weight.T)
+        for layer, t_i, b in zip(frozen, torch.split(t, [b.shape[1] for b in up], dim=1), up, strict=True):
+            y = linear(t_i, b).addmm_(rows, layer.weight.T)
             if layer.bias is not None:
                 y += layer.bias
             outputs.append(y.view(*x.shape[:-1], -1))
-        ctx.frozen = frozen
+        ctx.frozen, ctx.factors, ctx.dtype = frozen, factors, learned[0].dtype
         # Without dropout x is all that is kept: with it x has no use in the backward, and `dropped` has.
-        ctx.save_for_backward(x if dropped is None else dropped, t, *learned)
+        ctx.save_for_backward(x if dropped is None else dropped, t)
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        inputs, t, *learned = ctx.saved_tensors
-        rows, down, up = _rows(inputs), learned[::2], learned[1::2]
-        ranks = [len(a) for a in down]
+        (inputs, t), (down, up) = ctx.saved_tensors, ctx.factors
+        rows, ranks = _rows(inputs), [b.shape[1] for b in up]
         needs_x, needs_dropped = ctx.needs_input_grad[:2]
         dx: Tensor | None = None
-        parts: list[Tensor] = []
         d_up: list[Tensor | None] = []
-        for layer, b, t_i, g in zip(ctx.frozen, up, torch.split(t.T.contiguous(), ranks), gradients, strict=True):
+        u = torch.empty_like(t)
+        for layer, b, t_i, u_i, g in zip(
+            ctx.frozen, up, *(torch.split(x, ranks, 1) for x in (t, u)), gradients, strict=True
+        ):
             if g is None:  # nothing used this output
-                parts.append(t.new_zeros(len(rows), len(t_i)))
+                u_i.zero_()
                 d_up.append(None)
                 continue
             g = _rows(g)
-            parts.append(g @ _scaled(b, layer, g.dtype).T.contiguous().T)
-            d_up.append((t_i @ g).T.to(b.dtype) * layer.scale)
+            torch.mm(g, _with_long_rows(b.T).T, out=u_i)
+            d_up.append(_over_tokens(g, t_i, ctx.dtype))
             if needs_x:
                 dx = g @ layer.weight if dx is None else dx.addmm_(g, layer.weight)
-        u = torch.cat(parts, dim=1)
-        a = torch.cat(down).to(u.dtype)
-        d_down = torch.split((u.T.contiguous() @ rows).to(down[0].dtype), ranks)
-        d_dropped = (u @ a).view_as(inputs) if needs_dropped else None
+        d_down = torch.split(_over_tokens(u, rows, ctx.dtype), ranks)
+        torch._foreach_mul_(d_down, [layer.scale for layer in ctx.frozen])
+        d_dropped = (u @ down).view_as(inputs) if needs_dropped else None
         if dx is not None and not needs_dropped:
-            dx.addmm_(u, a)
+            dx.addmm_(u, down)
         return (
             None if dx is None else dx.view_as(inputs),
             d_dropped,
             None,
+            None,
             *itertools.chain(*zip(d_down, d_up, strict=True)),
         )
+
+
+def _with_long_rows(narrow: Tensor) -> Tensor:
+    """[rank, many]: on a CPU a copy, which multiplies up to twice as fast as the transposed view of narrow rows."""
+    return narrow if narrow.is_cuda else narrow.contiguous()
+
+
+def _over_tokens(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """left^T right for left [N, a] and right [N, b]: the sum over all tokens, [a, b]."""
+    if left.is_cuda and left.dtype != dtype and torch.version.hip is None:
+        return torch.mm(left.T, right, out_dtype=dtype)
+    if left.shape[1] < right.shape[1]:
+        return (_with_long_rows(left.T) @ right).to(dtype)
+    return (_with_long_rows(right.T) @ left).T.to(dtype)
 
 
 def gated_linear(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor, layer: Any) -> Tensor:
@@ -202,41 +275,46 @@ def gated_linear(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor, laye
     if layer.disable_adapters or layer.merged or _drops(layer) or gate.dtype != frozen.weight.dtype:
         plain: Tensor = layer(act(gate) * up)
         return plain
-    output: Tensor = _GatedLinear.apply(act, gate, up, [frozen], *learned)  # type: ignore[no-untyped-call]
+    output: Tensor = _GatedLinear.apply(act, gate, up, [frozen], _factors([layer]), *learned)  # type: ignore[no-untyped-call]
     return output
 
 
 class _GatedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor, frozen: list[_Frozen], *learned: Tensor
+        ctx: Any,
+        act: Callable[[Tensor], Tensor],
+        gate: Tensor,
+        up: Tensor,
+        frozen: list[_Frozen],
+        factors: _Factors,
+        *learned: Tensor,
     ) -> Tensor:
-        (y,) = _LoraLinears.forward(ctx, act(gate) * up, None, frozen, *learned)
+        (y,) = _LoraLinears.forward(ctx, act(gate) * up, None, frozen, factors, *learned)
         ctx.act = act
-        ctx.save_for_backward(gate, up, *ctx.to_save[1:])
+        ctx.save_for_backward(gate, up, ctx.to_save[1])
         return y
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gate, up, *kept = ctx.saved_tensors
+        gate, up, t = ctx.saved_tensors
         with torch.enable_grad():
             gate = gate.detach().requires_grad_()
             act = ctx.act(gate)
         inner = SimpleNamespace(
-            frozen=ctx.frozen, saved_tensors=(act.detach() * up, *kept), needs_input_grad=(True, False)
+            frozen=ctx.frozen,
+            factors=ctx.factors,
+            dtype=ctx.dtype,
+            saved_tensors=(act.detach() * up, t),
+            needs_input_grad=(True, False),
         )
-        d_input, _, _, *d_learned = _LoraLinears.backward(inner, grad)
+        d_input, _, _, _, *d_learned = _LoraLinears.backward(inner, grad)
         assert d_input is not None  # it was asked for
         (d_gate,) = torch.autograd.grad(act, gate, d_input * up)
-        return None, d_gate, d_input.mul_(act.detach()), None, *d_learned
+        return None, d_gate, d_input.mul_(act.detach()), None, None, *d_learned
 
 
 def _rows(x: Tensor) -> Tensor:
     """[..., width] → [N, width]."""
     return x.reshape(-1, x.shape[-1])
-
-
-def _scaled(b: Tensor, layer: _Frozen, dtype: torch.dtype) -> Tensor:
-    """sB, [out, rank]."""
-    return (b * layer.scale).to(dtype)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from luthier.choice import Choice
 from luthier.engine import recurrent
-from luthier.engine.attention import no_mask
 from luthier.engine.engines import stock_attention
 from luthier.engine.instance import relative_error, restore
 from luthier.inference.adapters import Adapters
@@ -69,7 +68,7 @@ def _two_tokens(decoder: Decoder, adapter: str | None, ids: list[int]) -> Tensor
 
 def _shape(causal: Any) -> Shape:
     """What a token's keys and values take, seen in a forward. Raises ValueError where layers differ."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface
 
     seen: list[tuple[int, int, int, int]] = []
 
@@ -79,7 +78,6 @@ def _shape(causal: Any) -> Shape:
 
     name, before = "luthier_shape", causal.config._attn_implementation
     AttentionInterface.register(name, attend)
-    AttentionMaskInterface.register(name, no_mask)
     causal.set_attn_implementation(name)
     try:
         with torch.no_grad():

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from luthier.engine.attention import no_mask
 from luthier.engine.instance import restore
 from luthier.engine.layout import common_prefix
 from luthier.engine.scores import Scores
@@ -187,10 +186,9 @@ class Together:
     """
 
     def __init__(self, adapters: Adapters, shape: Shape, *, kept_bytes: int) -> None:
-        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers import AttentionInterface
 
         AttentionInterface.register(NAME, cached_attention)
-        AttentionMaskInterface.register(NAME, no_mask)
         self.adapters, self.shape = adapters, shape
         self.kept = Kept(shape, kept_bytes)
         self.rows = Rows(Products(adapters.causal))

@@ -127,6 +127,8 @@ class TrainSettings(Section):
     """Recompute layers in the backward pass: less memory, a third more time if all. auto: as few as memory demands."""
     offload_activations: bool = False
     """GPU: what layers keep for the backward pass waits in the host's memory. Slower; where nothing else fits."""
+    cuda_graphs: Auto | bool = "auto"
+    """GPU: a micro-batch's kernels are started all at once, which is faster with small models. auto: where it is."""
     engine: Auto | Literal["flat", "plain"] = "auto"
     """`flat`: no padding, shared prefixes computed once. `plain`: padded batches of stock transformers."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42

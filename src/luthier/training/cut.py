@@ -12,6 +12,7 @@ from luthier.errors import Problem, RunError
 
 if TYPE_CHECKING:
     from luthier.engine.engines import Engine  # which imports torch: not to refuse a wrong recipe
+    from luthier.recipe.schema import TrainSettings
 
 # How torch says that memory is used up where it has no exception of its own for it.
 OUT_OF_MEMORY = (
@@ -21,6 +22,7 @@ OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "std::bad_alloc",
 )
+CUT_SETTINGS = ("micro_batch_tokens", "gradient_accumulation_steps")
 STEPS_LOOKED_AT = 200
 SMALLER = "set train.gradient_checkpointing: true, lower data.max_length, or take a smaller model"
 
@@ -50,6 +52,13 @@ class Cut:
         on_halved: Callable[[int], None] = lambda tokens: None,
     ) -> None:
         self.tokens, self.parts, self.asked, self.on_halved = tokens, parts, asked, on_halved
+
+    @classmethod
+    def of(cls, settings: TrainSettings, tokens: int) -> Cut:
+        """As a recipe has it; `tokens`: what its `micro_batch_tokens` came to."""
+        accumulation = settings.gradient_accumulation_steps
+        asked = next((f"train.{name}" for name in CUT_SETTINGS if getattr(settings, name) != "auto"), None)
+        return cls(tokens, None if accumulation == "auto" else accumulation, asked=asked)
 
     def batches(self, examples: Sequence[Example], engine: Engine) -> list[list[Example]]:
         return micro_batches(examples, engine, budget=self.tokens, parts=self.parts)

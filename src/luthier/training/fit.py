@@ -10,6 +10,7 @@ from pickle import UnpicklingError
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from luthier import console
+from luthier.engine.graphs import Graphs
 from luthier.errors import LuthierError, Problem, RunError, Stopped
 from luthier.evaluation.answers import questions
 from luthier.hardware.determinism import deterministic
@@ -28,7 +29,6 @@ from luthier.training.trainer import LuthierTrainer, StepDataset, StepGivenUp
 from luthier.training.utilization import utilization
 
 GOES_ON = "the same command goes on from there"
-CUT_SETTINGS = ("micro_batch_tokens", "gradient_accumulation_steps")
 # transformers' own "constant" would pass over the warm-up in silence.
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -142,6 +142,7 @@ def _trainer(
         cut=_cut(job, run, last),
         checkpoints_kept=settings.save_total_limit,
         offload=settings.offload_activations,
+        graphs=_graphs(job),
         guard=Guard(skipped),
         stop_asked=stop.asked,
         callbacks=callbacks,
@@ -154,16 +155,18 @@ def _trainer(
     return trainer
 
 
+def _graphs(job: Job) -> Graphs | None:
+    return Graphs(job.model, job.engine) if job.value("train.cuda_graphs") else None
+
+
 def _cut(job: Job, run: RunFolder, last: Path | None) -> Cut:
     """As the run had it at that checkpoint: the sums of a step depend in their last bits on how it is cut."""
-    settings, tokens = job.recipe.train, job.value("train.micro_batch_tokens")
-    asked = next((f"train.{name}" for name in CUT_SETTINGS if getattr(settings, name) != "auto"), None)
+    tokens = job.value("train.micro_batch_tokens")
     if last is not None:
         for event in timeline(run.events()):
             if event["event"] == "memory" and event["step"] <= checkpoint.step_of(last):
                 tokens = event["micro_batch_tokens"]
-    accumulation = settings.gradient_accumulation_steps
-    return Cut(tokens, None if accumulation == "auto" else accumulation, asked=asked)
+    return Cut.of(job.recipe.train, tokens)
 
 
 def _arguments(job: Job, folder: Path, *, resumed: bool) -> OneDevice:

@@ -26,6 +26,7 @@ SETTINGS = (
     "train.eval_steps",
     "train.save_steps",
     "train.gradient_checkpointing",
+    "train.cuda_graphs",
 )
 """Settings with an `auto` that measures, counts or asks the machine."""
 

@@ -24,6 +24,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from luthier.data.render import Example
 from luthier.data.steps import Steps
 from luthier.engine.engines import Engine
+from luthier.engine.graphs import Graphs
 from luthier.evaluation.heldout import mean_loss
 from luthier.hardware.memory import release
 from luthier.report import disk
@@ -75,6 +76,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         cut: how a step is cut into micro-batches.
         heldout: rows whose loss `evaluate()` gives.
         offload: whether activations wait in the host's memory between forward and backward.
+        graphs: micro-batches as CUDA graphs; given up where memory runs out.
         checkpoints_kept: how many stay; an old one is deleted only when the newest is sealed.
         guard: looks at each step before it is applied.
         stop_asked: asked before each micro-batch; True raises StepGivenUp.
@@ -93,6 +95,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         cut: Cut,
         checkpoints_kept: int | None = None,
         offload: bool = False,
+        graphs: Graphs | None = None,
         guard: Guard | None = None,
         stop_asked: Callable[[], bool] = lambda: False,
         callbacks: Sequence[TrainerCallback] = (),
@@ -105,7 +108,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         self.add_callback(_Beside(self))
         if args.fp16 and self.accelerator.scaler is None:  # accelerate scales the loss on GPUs alone
             self.accelerator.scaler, self.accelerator.native_amp = GradScaler(args.device.type), True
-        self.engine, self.heldout, self.cut = engine, heldout, cut
+        self.engine, self.heldout, self.cut, self.graphs = engine, heldout, cut, graphs
         self.checkpoints_kept, self.guard, self.stop_asked = checkpoints_kept, guard or Guard(), stop_asked
         self.keeping = functools.partial(offloaded, model) if offload else contextlib.nullcontext
         self.trained_tokens = self.computed_tokens = self.trained_labels = 0
@@ -144,13 +147,19 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         total = torch.zeros((), device=self.args.device)
         for batch in batches:
             self._begin(batch)
-            exchange = contextlib.nullcontext() if batch is batches[-1] else self.accelerator.no_sync(model)
-            with exchange:
-                with self.compute_loss_context_manager(), self.keeping():
-                    loss = self.engine.loss_sum(model, batch) * weight
-                self.accelerator.backward(loss)
-            total += loss.detach()
+            total += self._add_gradient(model, batch, weight, last=batch is batches[-1])
         return total, batches
+
+    def _add_gradient(self, model: Any, batch: Sequence[Example], weight: float, *, last: bool) -> torch.Tensor:
+        """Forward and backward of a micro-batch; returns its loss."""
+        if self.graphs is not None and (captured := self.graphs.backward(batch, weight)) is not None:
+            return captured
+        exchange = contextlib.nullcontext() if last else self.accelerator.no_sync(model)
+        with exchange:
+            with self.compute_loss_context_manager(), self.keeping():
+                loss = self.engine.loss_sum(model, batch) * weight
+            self.accelerator.backward(loss)
+        return loss.detach()
 
     def _begin(self, batch: Sequence[Example]) -> None:
         """Before each micro-batch, so that neither a long step nor a long evaluation delays a stop."""
@@ -170,9 +179,11 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
                     raise
             # Here and not above: the exception holds on to the tensors that filled the memory.
             self.model.zero_grad()
+            halves, self.graphs = self.graphs is None, None
             _free_memory()
             restore()
-            self.cut.halve(self._batch, self.engine)
+            if halves:
+                self.cut.halve(self._batch, self.engine)
 
     def _look_at(self, total: torch.Tensor, examples: Sequence[Example]) -> None:
         """Keeps a step that must not be applied from the weights.
@@ -217,10 +228,7 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         data = self.train_dataset
         for batch in self.cut.dearest(data.examples, data.steps.epoch(0), self.engine):
             self._begin(batch)
-            with self.accelerator.no_sync(self.model_wrapped):
-                with self.compute_loss_context_manager(), self.keeping():
-                    loss = self.engine.loss_sum(self.model_wrapped, batch)
-                torch.autograd.backward(loss)
+            self._add_gradient(self.model_wrapped, batch, 1.0, last=False)
             self.model.zero_grad()
 
     # --- evaluation -----------------------------------------------------------------------------------------

@@ -23,12 +23,13 @@ from luthier.model import adapters
 from luthier.recipe.schema import Recipe
 from luthier.report import events
 from luthier.training import activations, job, plan, room, takeover
+from luthier.training.cut import Cut
 from luthier.training.forecast import calibration, memory, rates, subject
 from luthier.training.forecast.memory import Memory
 from luthier.training.forecast.rates import Rates
 from luthier.training.forecast.seconds import READ_PER_SECOND, Seconds, seconds
 from luthier.training.forecast.sketch import Sketch
-from luthier.training.forecast.workload import Piece, Workload, cut_of, imagined, workload
+from luthier.training.forecast.workload import Piece, Workload, imagined, workload
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Forecast:
         dearest = (
             work.dearest
             if work
-            else cut_of(recipe.train, budget.value).dearest(rows, [range(len(rows))], sketch.engine)
+            else Cut.of(recipe.train, budget.value).dearest(rows, [range(len(rows))], sketch.engine)
         )
         taken = max((sketch.take(batch, layers.value) for batch in dearest), key=lambda each: each.total)
         stored_dtype = getattr(torch, self._stored_dtype)

@@ -15,7 +15,7 @@ from luthier.data.steps import Steps
 from luthier.engine.engines import Engine
 from luthier.evaluation import answers, ending
 from luthier.evaluation.rows import spread
-from luthier.recipe.schema import Recipe, TrainSettings
+from luthier.recipe.schema import Recipe
 from luthier.training import plan
 from luthier.training.cut import Cut
 
@@ -79,16 +79,11 @@ class Workload:
         return [*epoch * whole, *epoch[:rest]]
 
 
-def cut_of(settings: TrainSettings, tokens: int) -> Cut:
-    accumulation = settings.gradient_accumulation_steps
-    return Cut(tokens, None if accumulation == "auto" else accumulation)
-
-
 def workload(
     recipe: Recipe, data: Prepared, steps: Steps, engine: Engine, *, tokens: int, eval_steps: int, save_steps: int
 ) -> Workload:
     """The rows at hand, cut into micro-batches of at most so many tokens."""
-    cut, epoch = cut_of(recipe.train, tokens), steps.epoch(0)
+    cut, epoch = Cut.of(recipe.train, tokens), steps.epoch(0)
     rows = [[data.train[i] for i in step] for step in epoch]
     batches = [cut.batches(step, engine) for step in rows]
     heldout, measured = data.heldout_examples, [example for row in spread(data.heldout) for example in row]

@@ -1,0 +1,60 @@
+"""Whether a run's micro-batches are CUDA graphs: where nothing speaks against it, and they proved to be faster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from luthier.choice import Choice
+from luthier.data.render import Example
+from luthier.engine import recurrent
+from luthier.engine.choose import has_dropout
+from luthier.engine.engines import Engine, FlatEngine
+from luthier.engine.graphs import CannotCapture, try_out
+from luthier.errors import Problem, RecipeError
+from luthier.recipe.schema import TrainSettings
+
+WORTH_IT = 0.9  # of the time without
+ASKED = "the recipe asks for it"
+
+
+def pick_cuda_graphs(
+    model: Any, engine: Engine, settings: TrainSettings, recomputed: int, dearest: Callable[[], Sequence[Example]]
+) -> Choice[bool]:
+    """Whether each micro-batch is one graph.
+
+    Args:
+        recomputed: layers that are run again in the backward pass.
+        dearest: gives the micro-batch that is tried.
+
+    Raises RecipeError where graphs are asked for and cannot be had.
+    """
+    if settings.cuda_graphs is False:
+        return Choice(False, ASKED)
+    asked = settings.cuda_graphs is True
+    try:
+        _check(model, engine, settings, recomputed, asked=asked)
+        without, with_graph = try_out(model, engine, dearest())
+    except CannotCapture as why:
+        if asked:
+            raise RecipeError(Problem("train.cuda_graphs", str(why), "leave it at auto")) from why
+        return Choice(False, str(why))
+    times = f"{1e3 * with_graph:.0f} ms a micro-batch, {1e3 * without:.0f} without"
+    return Choice(asked or with_graph < WORTH_IT * without, f"{ASKED}; {times}" if asked else times)
+
+
+def _check(model: Any, engine: Engine, settings: TrainSettings, recomputed: int, *, asked: bool) -> None:
+    """Raises CannotCapture with the first that speaks against graphs."""
+    against = {
+        f"{model.device.type} has none": model.device.type != "cuda",
+        "stock transformers waits for the device": not isinstance(engine, FlatEngine),
+        "linear attention finds its rows on the host": bool(recurrent.layers_of(model)),
+        "layers that are recomputed keep random numbers on the host": recomputed > 0,
+        "activations wait in the host's memory": settings.offload_activations,
+        "what is dropped is drawn anew for each micro-batch": has_dropout(model),
+        "float16 scales its loss anew at each step": str(model.dtype) == "torch.float16",
+        "the same bits are asked for, and what is faster differs": settings.deterministic and not asked,
+    }
+    for why, speaks in against.items():
+        if speaks:
+            raise CannotCapture(why)
