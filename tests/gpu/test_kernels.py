@@ -16,10 +16,11 @@ from unit.engine.test_liger import Ops
 
 from luthier.choice import Choice
 from luthier.engine import attention, liger, loss, mlp, norm
-from luthier.engine.attention import Kernels, dense
+from luthier.engine.attention import dense
 from luthier.engine.block_attention import in_blocks
 from luthier.engine.engines import FlatEngine
-from luthier.engine.gpu_attention import Flex, varlen
+from luthier.engine.flash import in_flashes
+from luthier.engine.gpu_attention import Flex
 from luthier.engine.instance import is_replaced, output_and_gradient, relative_error
 from luthier.engine.loss import Head, losses
 
@@ -40,7 +41,7 @@ KERNELS: list[tuple[str, attention.Kernel]] = [
 ]
 CASES = [
     *((device, kernel, share) for device, kernel in KERNELS for share in (True, False)),
-    ("cuda", varlen, False),  # which is for sequences side by side, and not for float32
+    *(("cuda", in_flashes, share) for share in (True, False)),  # which is not for float32
 ]
 
 
@@ -57,10 +58,10 @@ def cases(*chosen: tuple[str, attention.Kernel, bool]) -> pytest.MarkDecorator:
 
 
 def use(kernel: attention.Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "pick_kernels", lambda *_: Choice(Kernels(kernel, kernel), "for this test"))
+    monkeypatch.setattr(attention, "pick_kernel", lambda *_: Choice(kernel, "for this test"))
 
 
-@cases(*CASES[:-1])
+@cases(*CASES[:-2])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_gradient_in_float32(
     family: str, device: str, kernel: attention.Kernel, share: bool, monkeypatch: pytest.MonkeyPatch
@@ -86,9 +87,10 @@ def test_the_gradient_in_bfloat16(
 @ON_A_GPU
 def test_the_chosen_kernels_have_proved_themselves() -> None:
     """No fallback on a GPU that is not older than flash attention."""
-    reason = "attention by FlexAttention, or flash attention where no prefix is shared"
-    assert attention.pick_kernels("cuda", torch.bfloat16, 64).reason == reason
-    assert attention.pick_kernels("cuda", torch.float32, 64).reason == "attention by FlexAttention"
+    flash, flex = "attention by flash attention", "attention by FlexAttention"
+    assert attention.pick_kernel("cuda", torch.bfloat16, 64, True).reason == flash
+    assert attention.pick_kernel("cuda", torch.bfloat16, 64, False).reason == flex
+    assert attention.pick_kernel("cuda", torch.float32, 64, True).reason == flex
 
 
 @DTYPES

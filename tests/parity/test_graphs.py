@@ -11,18 +11,19 @@ from tiny import add_adapter, make_model
 
 from luthier.data.render import Example
 from luthier.engine import attention
-from luthier.engine.attention import Kernels, dense
+from luthier.engine.attention import dense
 from luthier.engine.engines import FlatEngine, install
 from luthier.engine.graphs import Shape, _Inputs, rounded_up, shape_of
 from luthier.engine.instance import relative_error
 from luthier.engine.layout import flatten
 
-SMALLER, LARGER = BATCHES["nothing shared"][0], BATCHES["ragged with a shared prefix"][0]
+LARGER = BATCHES["three levels"][0]
+SMALLER = LARGER[1:]
 
 
 @pytest.fixture(autouse=True)
 def _kernels_of_any_layout() -> Iterator[None]:
-    token = attention.standing_in.set(Kernels(dense, dense))
+    token = attention.standing_in.set(dense)
     yield
     attention.standing_in.reset(token)
 

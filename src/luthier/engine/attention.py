@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from luthier.choice import Choice
 from luthier.engine.block_attention import in_blocks
+from luthier.engine.flash import in_flashes
 from luthier.engine.instance import relative_error
 from luthier.engine.layout import Layout, Segment
 from luthier.engine.product_attention import in_products
@@ -62,8 +62,8 @@ def flat_attention(
     scores = Scores(scaling, window, softcap, s_aux)
     if dropout > 0 or query.shape[-1] != value.shape[-1]:
         return dense(query, key, value, layout, scores, dropout=dropout), None
-    kernels = standing_in.get() or pick_kernels(query.device.type, value.dtype, value.shape[-1]).value
-    kernel = kernels.side_by_side if scores.plain and not layout.shares else kernels.tree
+    plain = scores.plain and (window is None or not layout.shares)
+    kernel = standing_in.get() or pick_kernel(query.device.type, value.dtype, value.shape[-1], plain).value
     return kernel(query, key, value, layout, scores), None
 
 
@@ -86,21 +86,13 @@ def dense(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scores: Sco
     return (weights @ value).transpose(1, 2)
 
 
-@dataclass(frozen=True)
-class Kernels:
-    """What computes attention: of any tree, and of sequences side by side with plain scores."""
-
-    tree: Kernel
-    side_by_side: Kernel
-
-
-standing_in: ContextVar[Kernels | None] = ContextVar("standing_in", default=None)
+standing_in: ContextVar[Kernel | None] = ContextVar("standing_in", default=None)
 """What computes attention on the meta device, in the place of the kernels of the device that is thought of."""
 
 
-def kernels_without_values(device: str, dtype: torch.dtype, width: int) -> Kernels:
-    """Kernels that allocate on the meta device what this device's do. A GPU's keep q, k, v, result and log-sum-exp."""
-    return Kernels(_fused, _fused) if device == "cuda" else pick_kernels(device, dtype, width).value
+def kernel_without_values(device: str, dtype: torch.dtype, width: int) -> Kernel:
+    """A kernel that allocates on the meta device what this device's does. A GPU's keep q, k, v, result and lse."""
+    return _fused if device == "cuda" else pick_kernel(device, dtype, width, True).value
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scores: Scores) -> Tensor:
@@ -130,29 +122,43 @@ def key_heads(config: Any) -> tuple[int, int]:
 
 
 @functools.cache
-def pick_kernels(device: str, dtype: torch.dtype, width: int) -> Choice[Kernels]:
+def pick_kernel(device: str, dtype: torch.dtype, width: int, plain: bool) -> Choice[Kernel]:
     """What computes attention on this device for heads of this width, and why. Resolved once a process.
 
     A GPU's kernels must show the result and the gradients of the dense mask first: cards, drivers and compilers differ.
+
+    Args:
+        plain: whether scores are no more than products, with a window at most where no segment is shared.
     """
     if device == "cpu":
         if dtype == torch.bfloat16:
-            return Choice(Kernels(in_products, in_products), "attention in grouped products")
-        return Choice(Kernels(in_blocks, in_blocks), "attention in blocks")
+            return Choice(in_products, "attention in grouped products")
+        return Choice(in_blocks, "attention in blocks")
     if device != "cuda":
-        return Choice(Kernels(dense, dense), f"attention with a dense mask, as there is no other on {device}")
-    # Imported here: they bring PyTorch's compiler with them.
+        return Choice(dense, f"attention with a dense mask, as there is no other on {device}")
+    samples = (TREE, LONGER_TREE, SIDE_BY_SIDE)
+    if plain:
+        if all(fault(in_flashes, sample, dtype, width, device) is None for sample in samples):
+            return Choice(in_flashes, "attention by flash attention")
+        return pick_kernel(device, dtype, width, False)
+    # Imported here: they bring PyTorch's compiler with them, which takes half a minute the first time.
     from torch.nn.attention.flex_attention import flex_attention
 
-    from luthier.engine.gpu_attention import Flex, varlen
+    from luthier.engine.gpu_attention import Flex
 
     flex = Flex(torch.compile(flex_attention, dynamic=True))
-    faults = [fault(flex, sample, dtype, width, device) for sample in (TREE, LONGER_TREE)]
-    why = next((each for each in faults if each is not None), None)
-    tree, name = (flex, "FlexAttention") if why is None else (dense, f"a dense mask, as FlexAttention {why}")
-    if fault(varlen, SIDE_BY_SIDE, dtype, width, device) is None:
-        return Choice(Kernels(tree, varlen), f"attention by {name}, or flash attention where no prefix is shared")
-    return Choice(Kernels(tree, tree), f"attention by {name}")
+    why = next((each for sample in samples[:2] if (each := fault(flex, sample, dtype, width, device))), None)
+    if why is None:
+        return Choice(flex, "attention by FlexAttention")
+    return Choice(dense, f"attention by a dense mask, as FlexAttention {why}")
+
+
+def named(device: str, dtype: torch.dtype, width: int, *, plain: bool) -> str:
+    """What computes a model's attention. `plain`: whether all its scores are."""
+    usual = pick_kernel(device, dtype, width, True).reason
+    if plain or (other := pick_kernel(device, dtype, width, False).reason) == usual:
+        return usual
+    return f"{usual}, with windows or capped scores {other}"
 
 
 TREE = Layout((Segment(0, 150, 400, 0), Segment(150, 251, 251, 150), Segment(251, 400, 400, 150)))

@@ -10,7 +10,7 @@ import torch
 from luthier.choice import Choice
 from luthier.data.render import Example
 from luthier.engine import attention, recurrent
-from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install
+from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install, needs_eager
 from luthier.engine.instance import evaluating
 from luthier.errors import ModelError, Problem
 
@@ -54,7 +54,15 @@ def has_dropout(model: Any) -> bool:
 
 def _attention(model: Any) -> str:
     _, width = attention.key_heads(model.config)
-    return attention.pick_kernels(model.device.type, model.dtype, width).reason
+    return attention.named(model.device.type, model.dtype, width, plain=not _has_other_scores(model))
+
+
+def _has_other_scores(model: Any) -> bool:
+    """Whether layers have sliding windows, or do more than products."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ("sliding_attention",)
+    windows = getattr(config, "sliding_window", None) is not None and "sliding_attention" in kinds
+    return windows or needs_eager(model)
 
 
 def _check(model: Any, engine: Engine, examples: Sequence[Example]) -> Choice[bool]:

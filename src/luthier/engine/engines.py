@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -73,11 +74,12 @@ class FlatEngine(Engine):
         self.share = share
         self.fused_loss = False
         self.by_liger: list[str] = []
-        self._adapters: list[list[Any]] = []
+        self._adapters: list[list[Any]] = []  # whose factors are made before each forward
         self.multiple = 1  # of which the tokens of a micro-batch are one
 
     def prepare(self, model: Any) -> None:
-        self._adapters = lora.fuse(model)
+        groups = lora.fuse(model)
+        self._adapters = groups if model.device.type == "cuda" else []
         self.by_liger = liger.fuse(model)
         mlp.keep_less(model)
         norm.fuse(model)
@@ -98,7 +100,7 @@ class FlatEngine(Engine):
     def token_losses(self, model: nn.Module, batch: FlatBatch) -> Tensor:
         """[M] float32: the cross-entropy of each target."""
         inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "layout": batch.layout}
-        with lora.prepared(self._adapters):
+        with lora.prepared(self._adapters) if self._adapters else nullcontext():
             if self.fused_loss:
                 each: Tensor = model(**inputs, predict_at=batch.predict_at, targets=batch.targets, use_cache=False)
                 return each

@@ -1,4 +1,4 @@
-"""Attention over a flat row on a GPU: FlexAttention, or varlen flash attention where nothing is shared.
+"""FlexAttention over a flat row on a GPU: for windows over shared segments, soft-capped scores, and float32.
 
 FlexAttention skips tiles of 128 x 128 scores that hold no visible pair. Which those are follows from the segments by a
 few comparisons of [N / 128, N / 128]; the [N, N] mask never exists.
@@ -83,17 +83,3 @@ class Flex:
             out = out * torch.sigmoid(aux.lse - sinks.float().view(1, -1, 1))[..., None].to(out.dtype)
         result: Tensor = out.transpose(1, 2)
         return result
-
-
-def varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scores: Scores) -> Tensor:
-    """Flash attention for sequences side by side, without soft-capped scores or sinks."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    at = layout.once("borders", layout.borders.int)
-    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
-    behind = -1 if scores.window is None else scores.window - 1
-    out = varlen_attn(
-        q, k, v, at, at, layout.longest, layout.longest, scale=scores.scaling, window_size=(behind, 0), enable_gqa=True
-    )
-    assert isinstance(out, Tensor)
-    return out[None]

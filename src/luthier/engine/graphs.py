@@ -22,8 +22,9 @@ from torch.nn.functional import pad
 
 from luthier.data.render import Example
 from luthier.engine.engines import Engine, FlatEngine
+from luthier.engine.flash import CALLS, Call, parts_of
 from luthier.engine.instance import relative_error
-from luthier.engine.layout import FlatBatch, Layout, flatten
+from luthier.engine.layout import FlatBatch, Layout, Segment, flatten
 
 TILE = 128  # of FlexAttention: imported, it would bring PyTorch's compiler with it
 MOST = 32
@@ -34,22 +35,31 @@ LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 class Shape(NamedTuple):
-    """What a graph fixes. `sequences`: so many at most, side by side; 0 where segments are shared."""
+    """What a graph fixes.
+
+    calls: of flash attention, each with so many `parts` of queries and keys; `longest`: tokens of a segment at most.
+    """
 
     tokens: int
     labels: int
-    sequences: int
+    calls: int
+    parts: int
     longest: int
 
 
 def shape_of(batch: FlatBatch) -> Shape:
-    """The smallest shape that takes this batch. Each size wastes an eighth at most."""
-    layout = batch.layout
-    tokens, labels = rounded_up(layout.num_tokens), rounded_up(len(batch.targets))
-    if layout.shares:
-        return Shape(tokens, labels, 0, tokens)
-    longest = max(layout.longest, tokens - layout.num_tokens)
-    return Shape(tokens, labels, _power_of_two(len(layout.segments) + 1), min(tokens, _power_of_two(longest)))
+    """The smallest shape that takes this batch. Of tokens and labels it wastes an eighth at most."""
+    tokens = rounded_up(batch.layout.num_tokens)
+    own, *levels = parts_of(_filled_up(batch.layout, tokens))
+    parts = max(len(each.keys) - 1 for each in (own, *levels))
+    longest = min(tokens, _power_of_two(own.longest))
+    return Shape(tokens, rounded_up(len(batch.targets)), 1 + len(levels), _power_of_two(parts), longest)
+
+
+def _filled_up(layout: Layout, tokens: int) -> tuple[Segment, ...]:
+    """With a sequence of its own up to so many tokens."""
+    filler = Segment(layout.num_tokens, tokens, tokens, 0)
+    return (*layout.segments, filler) if filler.start < filler.end else layout.segments
 
 
 def rounded_up(count: int) -> int:
@@ -65,9 +75,14 @@ def _power_of_two(count: int) -> int:
 class FixedLayout(Layout):
     """The layout of whatever lies in a graph's inputs: their sizes are the shape's, whatever it holds."""
 
-    def __init__(self, shape: Shape, until: Tensor, positions: Tensor, borders: Tensor) -> None:
+    def __init__(self, shape: Shape, until: Tensor, positions: Tensor, calls: Tensor) -> None:
+        """`calls`: [calls, 2, parts + 1], the ends of queries and of keys."""
         super().__init__((), until.device)
-        vars(self).update(shape=shape, until=until, positions=positions, borders=borders)
+        vars(self).update(shape=shape, until=until, positions=positions)
+        (queries, keys), *levels = calls.int()
+        own = Call(queries, keys, shape.longest, causal=True)
+        made = [own, *(Call(queries, keys, shape.tokens, causal=False) for queries, keys in levels)]
+        self.once(CALLS, lambda: made)
 
     shape: Shape
 
@@ -77,48 +92,48 @@ class FixedLayout(Layout):
 
     @property
     def shares(self) -> bool:
-        return self.shape.sequences == 0
+        return self.shape.calls > 1
 
     @property
     def longest(self) -> int:
-        return self.shape.longest
+        return self.shape.tokens  # at most
 
 
 class _Inputs:
     """What a graph reads: one piece of the device's memory, filled by one copy for each micro-batch."""
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
-        tokens, labels, sequences, _ = self.shape = shape
-        self._sizes = [tokens, tokens, tokens, labels, labels, sequences + 1, 1]
+        self.shape = shape
+        tokens, labels = shape.tokens, shape.labels
+        self._sizes = [tokens, tokens, tokens, labels, labels, shape.calls * 2 * (shape.parts + 1), 1]
         self._indices = torch.zeros(sum(self._sizes), dtype=torch.long, device=device)
         self._weight = torch.zeros((), device=device)
 
     def batch(self) -> tuple[FlatBatch, Tensor]:
         """The micro-batch, and what each of its losses counts; with a layout that has made nothing yet."""
-        ids, positions, until, predict_at, targets, borders, labels = torch.split(self._indices, self._sizes)
-        layout = FixedLayout(self.shape, until, positions, borders)
+        ids, positions, until, predict_at, targets, calls, labels = torch.split(self._indices, self._sizes)
+        layout = FixedLayout(self.shape, until, positions, calls.view(self.shape.calls, 2, -1))
         place = torch.arange(len(targets), device=targets.device)
         weights = torch.where(place < labels, self._weight, 0)
         whose = targets.new_zeros(targets.shape)  # it does not matter to the sum
         return FlatBatch(ids[None], positions[None], predict_at, targets, whose, layout), weights
 
     def load(self, batch: FlatBatch, weight: float) -> None:
-        """`batch`: on the host."""
-        layout, labels = batch.layout, len(batch.targets)
-        start, end = layout.num_tokens, self.shape.tokens
-        after, unused = end - start, self.shape.labels - labels
-        ends = torch.tensor([0, *(segment.end for segment in layout.segments)])
-        ends = ends[:0] if layout.shares else ends
+        """`batch`: on the host, and of no larger shape. What is not used of a call are parts without tokens."""
+        tokens, labels, calls, parts, _ = self.shape
+        layout = Layout(_filled_up(batch.layout, tokens))
+        ends = [side for each in parts_of(layout.segments) for side in (each.queries, each.keys)]
+        assert len(ends) == 2 * calls
+        unused = labels - len(batch.targets)
         indices = torch.cat(
             [
-                pad(batch.input_ids[0], (0, after)),
+                pad(batch.input_ids[0], (0, tokens - batch.layout.num_tokens)),
                 layout.positions,
-                torch.arange(after),
-                pad(layout.until, (0, after), value=end),
+                layout.until,
                 pad(batch.predict_at, (0, unused)),
                 pad(batch.targets, (0, unused)),
-                pad(ends, (0, self.shape.sequences + 1 - len(ends)), value=end),
-                torch.tensor([labels]),
+                *(torch.tensor(side + [tokens] * (parts + 1 - len(side))) for side in ends),
+                torch.tensor([len(batch.targets)]),
             ]
         )
         self._indices.copy_(indices.pin_memory() if self._indices.is_cuda else indices, non_blocking=True)

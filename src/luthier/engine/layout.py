@@ -97,11 +97,6 @@ class Layout:
         return torch.arange(self.num_tokens, device=self.device) + offsets
 
     @cached_property
-    def borders(self) -> Tensor:
-        """[S + 1] int64: where the S segments begin, and where the last one ends."""
-        return to_device(torch.tensor([0, *(segment.end for segment in self.segments)]), self.device)
-
-    @cached_property
     def rows(self) -> Tensor:
         """[B, T] int64: where the tokens of each sequence lie, filled up on the right with its last one.
 

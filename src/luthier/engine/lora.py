@@ -125,7 +125,7 @@ _prepared: ContextVar[dict[Any, _Factors] | None] = ContextVar("_prepared", defa
 
 @contextmanager
 def prepared(groups: list[list[Any]]) -> Iterator[None]:
-    """Within it the factors of these groups are at hand: made all at once, as each of them alone is a small thing."""
+    """Within it the factors of these groups are at hand: a GPU makes all at once in the time of those of one."""
     token = _prepared.set(_all_factors(groups))
     try:
         yield
@@ -136,8 +136,6 @@ def prepared(groups: list[list[Any]]) -> Iterator[None]:
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def _all_factors(groups: list[list[Any]]) -> dict[Any, _Factors]:
     """By the first layer of each group."""
-    if not groups:
-        return {}
     frozen, learned, _ = zip(*(_parts(layer) for group in groups for layer in group), strict=True)
     down, up = zip(*learned, strict=True)
     dtype = frozen[0].weight.dtype
@@ -146,9 +144,9 @@ def _all_factors(groups: list[list[Any]]) -> dict[Any, _Factors]:
     found = {}
     for group in groups:
         parts = [next(downs) for _ in group]
-        # They lie one behind the other already.
         ranks, width = sum(map(len, parts)), parts[0].shape[1]
-        found[group[0]] = _Factors(parts[0].as_strided((ranks, width), (width, 1)), [next(ups) for _ in group])
+        one_below_the_other = parts[0].as_strided((ranks, width), (width, 1))  # as they lie already
+        found[group[0]] = _Factors(one_below_the_other, [next(ups) for _ in group])
     return found
 
 
@@ -159,22 +157,27 @@ def _in_dtype(matrices: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return [piece.view_as(matrix) for piece, matrix in zip(pieces, matrices, strict=True)]
 
 
-def _factors(layers: list[Any]) -> _Factors:
-    found = _prepared.get() or {}
-    return found.get(layers[0]) or _all_factors([layers])[layers[0]]
+def _factors(frozen: list[_Frozen], learned: Sequence[Tensor]) -> _Factors:
+    """Of one group, with A1, B1, A2, B2, …"""
+    dtype = frozen[0].weight.dtype
+    down = torch.cat([a * layer.scale for a, layer in zip(learned[::2], frozen, strict=True)])
+    return _Factors(down.to(dtype), [b.to(dtype) for b in learned[1::2]])
 
 
 def lora_linears(x: Tensor, layers: list[Any]) -> tuple[Tensor, ...]:
     """What each LoRA layer makes of x [..., in]: [..., out], in the dtype of the layers' weights."""
     frozen, learned, dropouts = zip(*map(_parts, layers), strict=True)
-    x, factors = x.to(frozen[0].weight.dtype), _factors(layers)
+    x = x.to(frozen[0].weight.dtype)
     if any(map(_drops, layers)):
-        downs = torch.split(factors.down, [len(a) for a, _ in learned])
         return tuple(
-            _apply(x, dropout(x), [kept], _Factors(down, [up]), *ab)[0]
-            for dropout, kept, down, up, ab in zip(dropouts, frozen, downs, factors.up, learned, strict=True)
+            _apply(x, dropout(x), [kept], None, *ab)[0]
+            for dropout, kept, ab in zip(dropouts, frozen, learned, strict=True)
         )
-    return _apply(x, None, list(frozen), factors, *itertools.chain(*learned))
+    return _apply(x, None, list(frozen), _at_hand(layers), *itertools.chain(*learned))
+
+
+def _at_hand(layers: list[Any]) -> _Factors | None:
+    return (_prepared.get() or {}).get(layers[0])
 
 
 def _parts(layer: Any) -> tuple[_Frozen, tuple[Tensor, Tensor], nn.Module]:
@@ -190,23 +193,23 @@ def _drops(layer: Any) -> bool:
 
 
 def _apply(
-    x: Tensor, dropped: Tensor | None, frozen: list[_Frozen], factors: _Factors, *learned: Tensor
+    x: Tensor, dropped: Tensor | None, frozen: list[_Frozen], factors: _Factors | None, *learned: Tensor
 ) -> tuple[Tensor, ...]:
     outputs: tuple[Tensor, ...] = _LoraLinears.apply(x, dropped, frozen, factors, *learned)  # type: ignore[no-untyped-call]
     return outputs
 
 
 class _LoraLinears(torch.autograd.Function):
-    """`forward(x, dropped, frozen, factors, A1, B1, A2, B2, …)`; the factors are those of the masters A and B.
+    """`forward(x, dropped, frozen, factors, A1, B1, A2, B2, …)`, with the factors of these masters where they are made.
 
     `dropped` goes into the adapter in place of x, unless None.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, dropped: Tensor | None, frozen: list[_Frozen], factors: _Factors, *learned: Tensor
+        ctx: Any, x: Tensor, dropped: Tensor | None, frozen: list[_Frozen], factors: _Factors | None, *learned: Tensor
     ) -> tuple[Tensor, ...]:
-        rows, (down, up) = _rows(x), factors
+        rows, (down, up) = _rows(x), factors or _factors(frozen, learned)
         t = (rows if dropped is None else _rows(dropped)) @ down.T
         outputs = []
         for layer, t_i, b in zip(frozen, torch.split(t, [b.shape[1] for b in up], dim=1), up, strict=True):
@@ -214,16 +217,17 @@ class _LoraLinears(torch.autograd.Function):
             if layer.bias is not None:
                 y += layer.bias
             outputs.append(y.view(*x.shape[:-1], -1))
-        ctx.frozen, ctx.factors, ctx.dtype = frozen, factors, learned[0].dtype
+        ctx.frozen, ctx.factors = frozen, factors
         # Without dropout x is all that is kept: with it x has no use in the backward, and `dropped` has.
-        ctx.save_for_backward(x if dropped is None else dropped, t)
+        ctx.save_for_backward(x if dropped is None else dropped, t, *learned)
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        (inputs, t), (down, up) = ctx.saved_tensors, ctx.factors
+        inputs, t, *learned = ctx.saved_tensors
+        down, up = ctx.factors or _factors(ctx.frozen, learned)
         rows, ranks = _rows(inputs), [b.shape[1] for b in up]
         needs_x, needs_dropped = ctx.needs_input_grad[:2]
         dx: Tensor | None = None
@@ -238,10 +242,10 @@ class _LoraLinears(torch.autograd.Function):
                 continue
             g = _rows(g)
             torch.mm(g, _with_long_rows(b.T).T, out=u_i)
-            d_up.append(_over_tokens(g, t_i, ctx.dtype))
+            d_up.append(_over_tokens(g, t_i, learned[0].dtype))
             if needs_x:
                 dx = g @ layer.weight if dx is None else dx.addmm_(g, layer.weight)
-        d_down = torch.split(_over_tokens(u, rows, ctx.dtype), ranks)
+        d_down = torch.split(_over_tokens(u, rows, learned[0].dtype), ranks)
         torch._foreach_mul_(d_down, [layer.scale for layer in ctx.frozen])
         d_dropped = (u @ down).view_as(inputs) if needs_dropped else None
         if dx is not None and not needs_dropped:
@@ -275,7 +279,7 @@ def gated_linear(act: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor, laye
     if layer.disable_adapters or layer.merged or _drops(layer) or gate.dtype != frozen.weight.dtype:
         plain: Tensor = layer(act(gate) * up)
         return plain
-    output: Tensor = _GatedLinear.apply(act, gate, up, [frozen], _factors([layer]), *learned)  # type: ignore[no-untyped-call]
+    output: Tensor = _GatedLinear.apply(act, gate, up, [frozen], _at_hand([layer]), *learned)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -287,26 +291,25 @@ class _GatedLinear(torch.autograd.Function):
         gate: Tensor,
         up: Tensor,
         frozen: list[_Frozen],
-        factors: _Factors,
+        factors: _Factors | None,
         *learned: Tensor,
     ) -> Tensor:
         (y,) = _LoraLinears.forward(ctx, act(gate) * up, None, frozen, factors, *learned)
         ctx.act = act
-        ctx.save_for_backward(gate, up, ctx.to_save[1])
+        ctx.save_for_backward(gate, up, *ctx.to_save[1:])
         return y
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gate, up, t = ctx.saved_tensors
+        gate, up, *kept = ctx.saved_tensors
         with torch.enable_grad():
             gate = gate.detach().requires_grad_()
             act = ctx.act(gate)
         inner = SimpleNamespace(
             frozen=ctx.frozen,
             factors=ctx.factors,
-            dtype=ctx.dtype,
-            saved_tensors=(act.detach() * up, t),
+            saved_tensors=(act.detach() * up, *kept),
             needs_input_grad=(True, False),
         )
         d_input, _, _, _, *d_learned = _LoraLinears.backward(inner, grad)

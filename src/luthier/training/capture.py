@@ -45,7 +45,14 @@ def pick_cuda_graphs(
 
 def _check(model: Any, engine: Engine, settings: TrainSettings, recomputed: int, *, asked: bool) -> None:
     """Raises CannotCapture with the first that speaks against graphs."""
-    against = {
+    for why, speaks in against(model, engine, settings, recomputed, asked=asked).items():
+        if speaks:
+            raise CannotCapture(why)
+
+
+def against(model: Any, engine: Engine, settings: TrainSettings, recomputed: int, *, asked: bool) -> dict[str, bool]:
+    """All that may speak against graphs, and whether it does."""
+    return {
         f"{model.device.type} has none": model.device.type != "cuda",
         "stock transformers waits for the device": not isinstance(engine, FlatEngine),
         "linear attention finds its rows on the host": bool(recurrent.layers_of(model)),
@@ -55,6 +62,3 @@ def _check(model: Any, engine: Engine, settings: TrainSettings, recomputed: int,
         "float16 scales its loss anew at each step": str(model.dtype) == "torch.float16",
         "the same bits are asked for, and what is faster differs": settings.deterministic and not asked,
     }
-    for why, speaks in against.items():
-        if speaks:
-            raise CannotCapture(why)

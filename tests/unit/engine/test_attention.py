@@ -10,9 +10,10 @@ import torch
 
 from luthier.choice import Choice
 from luthier.engine import attention
-from luthier.engine.attention import Kernels, dense, fault, flat_attention, pick_kernels
+from luthier.engine.attention import dense, fault, flat_attention, pick_kernel
 from luthier.engine.block_attention import in_blocks
-from luthier.engine.gpu_attention import TILE, Flex, block_mask, varlen
+from luthier.engine.flash import in_flashes
+from luthier.engine.gpu_attention import TILE, Flex, block_mask
 from luthier.engine.layout import Layout, Segment
 from luthier.engine.scores import Scores
 
@@ -60,39 +61,38 @@ def test_dropout_drops() -> None:
 # ---------------------------------------------------------------- which kernel
 
 
-def test_kernels_of_a_cpu_and_of_a_device_without_any() -> None:
-    assert pick_kernels("cpu", torch.float32, 64) == Choice(Kernels(in_blocks, in_blocks), "attention in blocks")
-    assert pick_kernels("mps", torch.float32, 64) == Choice(
-        Kernels(dense, dense), "attention with a dense mask, as there is no other on mps"
-    )
+@pytest.mark.parametrize("plain", [True, False])
+def test_kernels_of_a_cpu_and_of_a_device_without_any(plain: bool) -> None:
+    assert pick_kernel("cpu", torch.float32, 64, plain) == Choice(in_blocks, "attention in blocks")
+    none = "attention with a dense mask, as there is no other on mps"
+    assert pick_kernel("mps", torch.float32, 64, plain) == Choice(dense, none)
 
 
 @pytest.mark.parametrize(
-    ("flex_fault", "varlen_fault", "expected"),
+    ("plain", "flash_fault", "flex_fault", "expected"),
     [
-        (None, None, "attention by FlexAttention, or flash attention where no prefix is shared"),
-        (None, "fails (no such kernel)", "attention by FlexAttention"),
-        (
-            "fails (no compiler)",
-            None,
-            "attention by a dense mask, as FlexAttention fails (no compiler), "
-            "or flash attention where no prefix is shared",
-        ),
-        ("is off by 3.0e-01", "fails", "attention by a dense mask, as FlexAttention is off by 3.0e-01"),
+        (True, None, "fails", "attention by flash attention"),
+        (True, "fails (no such kernel)", None, "attention by FlexAttention"),
+        (False, None, None, "attention by FlexAttention"),
+        (False, None, "fails (no compiler)", "attention by a dense mask, as FlexAttention fails (no compiler)"),
+        (True, "is off", "is off by 3.0e-01", "attention by a dense mask, as FlexAttention is off by 3.0e-01"),
     ],
 )
 def test_kernels_of_a_gpu_must_prove_themselves(
-    flex_fault: str | None, varlen_fault: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+    plain: bool, flash_fault: str | None, flex_fault: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fault(kernel: Any, sample: Layout, *_: Any) -> str | None:
-        return varlen_fault if kernel is varlen else flex_fault if sample is attention.LONGER_TREE else None
+        of_this_kernel = flash_fault if kernel is in_flashes else flex_fault
+        return of_this_kernel if sample is attention.LONGER_TREE else None
 
     monkeypatch.setattr(attention, "fault", fault)
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
-    chosen = pick_kernels.__wrapped__("cuda", torch.bfloat16, 64)
+    pick_kernel.cache_clear()
+    chosen = pick_kernel("cuda", torch.bfloat16, 64, plain)
+    pick_kernel.cache_clear()
     assert chosen.reason == expected
-    assert isinstance(chosen.value.tree, Flex) == (flex_fault is None)
-    assert chosen.value.side_by_side is (varlen if varlen_fault is None else chosen.value.tree)
+    assert isinstance(chosen.value, Flex) == expected.endswith("by FlexAttention")
+    assert (chosen.value is in_flashes) == expected.endswith("flash attention")
 
 
 def test_what_is_wrong_with_a_kernel() -> None:
@@ -106,7 +106,7 @@ def test_what_is_wrong_with_a_kernel() -> None:
     assert fault(in_blocks, *asked) is None
     assert fault(fails, *asked) == "fails (no kernel for this card)"
     assert (fault(twice, *asked) or "").startswith("is off by ")
-    assert (fault(varlen, attention.SIDE_BY_SIDE, *asked[1:]) or "").startswith("fails (")  # it wants a GPU
+    assert (fault(in_flashes, attention.SIDE_BY_SIDE, *asked[1:]) or "").startswith("fails (")  # it wants a GPU
 
 
 # ---------------------------------------------------------------- FlexAttention, as far as a CPU can show it
@@ -146,21 +146,3 @@ def test_flex_attention_uncompiled(heads: int, window: int | None, softcap: floa
     scores = Scores(0.4, window, softcap, sinks)
     found = Flex()(query, key, value, layout, scores)
     torch.testing.assert_close(found, dense(query, key, value, layout, scores), rtol=0, atol=2e-6)
-
-
-def test_varlen_attention_is_asked_for_the_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel itself needs a GPU: what it is told, on a stand-in that computes each sequence alone."""
-    told: list[Any] = []
-
-    def varlen_attn(q: Any, k: Any, v: Any, at: Any, at_k: Any, longest: int, longest_k: int, **options: Any) -> Any:
-        told.append((at.tolist(), at_k.tolist(), longest, longest_k, options))
-        return q
-
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
-    query, key, value = (torch.randn(1, heads, 400, 8) for heads in (4, 2, 2))
-    for window, expected in ((None, (-1, 0)), (40, (39, 0))):
-        out = varlen(query, key, value, attention.SIDE_BY_SIDE, Scores(0.4, window))
-        assert torch.equal(out, query.transpose(1, 2))
-        borders = [0, 150, 251, 400]
-        options = {"scale": 0.4, "window_size": expected, "enable_gqa": True}
-        assert told.pop() == (borders, borders, 150, 150, options)

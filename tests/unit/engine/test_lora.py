@@ -38,6 +38,19 @@ def test_fused_is_peft(family: str, dropout: float) -> None:
         assert (gradients[name] - gradient).norm() < 1e-5 * gradient.norm()
 
 
+def test_factors_made_all_at_once_are_the_same() -> None:
+    model = add_adapter(make_model("llama")).train()
+    groups = lora.fuse(model)
+    loss, expected = loss_and_gradients(model)
+    with lora.prepared(groups):
+        found_loss, found = loss_and_gradients(model)
+        down, up = lora._at_hand(groups[0]) or ((), ())
+    assert len(down) == 3 * 4 and [tuple(b.shape) for b in up] == [(64, 4), (32, 4), (32, 4)]
+    assert lora._at_hand(groups[0]) is None
+    assert torch.equal(found_loss, loss)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_layers_with_one_input_are_computed_together() -> None:
     model = add_adapter(make_model("llama"))
     groups = lora._sharing_an_input(model)
@@ -54,7 +67,8 @@ def test_only_the_input_is_kept_for_the_backward() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(tuple(saved.shape)) or saved, lambda t: t):
         lora.lora_linears(x, layers)
     rank = 4
-    assert kept == [(1, 7, 64), (7, 3 * rank)]
+    matrices = [(rank, 64), (64, rank), (rank, 64), (32, rank), (rank, 64), (32, rank)]
+    assert kept == [(1, 7, 64), (7, 3 * rank), *matrices]
 
 
 def test_an_output_that_nobody_uses_has_no_gradient() -> None:
@@ -125,12 +139,7 @@ def test_what_a_young_adapter_adds_is_not_rounded_away() -> None:
     x[:, 0] = 1
     down = nn.functional.one_hot(torch.tensor([0]), 64).float()  # [1, 64]: reads the one
     frozen = [lora._Frozen(weight, None, 1.0)]
-
-    def young(b: float) -> tuple[torch.Tensor, ...]:
-        up = torch.full((64, 1), b)
-        return lora._apply(x, None, frozen, lora._Factors(down.to(x.dtype), [up.to(x.dtype)]), down, up)
-
-    without, ours = (young(b)[0].float() for b in (0.0, added))
+    without, ours = (lora._apply(x, None, frozen, None, down, torch.full((64, 1), b))[0].float() for b in (0.0, added))
     assert float((ours - without).mean()) == pytest.approx(added, rel=0.1)
     twice_rounded = (without.to(torch.bfloat16) + torch.tensor(added, dtype=torch.bfloat16)).float()
     assert float((twice_rounded - without).mean()) < added / 4

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -22,7 +23,8 @@ from luthier.data.prepare import pick_max_length
 from luthier.data.render import IGNORE, Example
 from luthier.engine import attention, choose, liger
 from luthier.engine.engines import FlatEngine, PlainEngine
-from luthier.engine.gpu_attention import varlen
+from luthier.engine.flash import in_flashes
+from luthier.engine.graphs import CannotCapture
 from luthier.hardware import compute
 from luthier.hardware.determinism import pick_deterministic
 from luthier.hardware.environment import AOTRITON, prepare_torch
@@ -32,7 +34,7 @@ from luthier.recipe.schema import DataSettings, TrainSettings
 from luthier.report.languages import LANGUAGES, zh_recorded
 from luthier.report.page import write_report
 from luthier.report.record import RunFolder
-from luthier.training import plan, takeover
+from luthier.training import capture, plan, takeover
 from luthier.training.activations import Activations
 
 CHINESE = LANGUAGES["zh"]
@@ -115,7 +117,7 @@ def reasons_on(card: Card, patch: pytest.MonkeyPatch) -> list[str]:
     """All that a run may record on a machine with this card, from the code that decides."""
 
     def fault(kernel: Any, *_: Any) -> str | None:
-        return card.flash if kernel is varlen else card.flex
+        return card.flash if kernel is in_flashes else card.flex
 
     patch.setattr(compute, "_accelerators", lambda: ["cuda"])
     patch.setattr(compute, "_device_name", lambda device: card.gpu.name)
@@ -123,7 +125,13 @@ def reasons_on(card: Card, patch: pytest.MonkeyPatch) -> list[str]:
     patch.setattr(attention, "fault", fault)
     patch.setattr(torch, "compile", lambda function, dynamic: function)
     patch.setattr(liger, "fuse", lambda model: list(card.by_liger))
-    choices = [*of_the_machine(card, patch), *of_the_model(), *of_the_engine(patch), *of_the_plan(patch)]
+    choices = [
+        *of_the_machine(card, patch),
+        *of_the_model(),
+        *of_the_engine(patch),
+        *of_the_graphs(patch),
+        *of_the_plan(patch),
+    ]
     return list(dict.fromkeys(choice.reason for choice in choices))
 
 
@@ -158,10 +166,12 @@ def of_the_engine(patch: pytest.MonkeyPatch) -> Iterator[Choice[Any]]:
         ("mps", torch.float16),
         ("cuda", torch.float16),
     ):
-        kernels = attention.pick_kernels.__wrapped__(device, dtype, 64)
-        patch.setattr(choose, "_attention", lambda model, reason=kernels.reason: reason)
-        for family, dropout in (("llama", 0), ("llama", 0.1), ("qwen3_5", 0)):
+        attention.pick_kernel.cache_clear()
+        for family, dropout, plain in (("llama", 0, True), ("llama", 0.1, False), ("qwen3_5", 0, True)):
+            reason = attention.named(device, dtype, 64, plain=plain)
+            patch.setattr(choose, "_attention", lambda model, reason=reason: reason)
             yield choose.pick_engine(add_adapter(make_model(family), dropout=dropout), ROWS, asked="auto")
+        attention.pick_kernel.cache_clear()
     for family in ("lfm2", "nemotron"):
         yield choose.pick_engine(add_adapter(make_model(family)), ROWS, asked="auto")
     model = add_adapter(make_model("llama"))
@@ -172,6 +182,23 @@ def of_the_engine(patch: pytest.MonkeyPatch) -> Iterator[Choice[Any]]:
     with patch.context() as own:
         own.setattr(type(model.get_base_model()), "_supports_attention_backend", False)
         yield choose.pick_engine(model, ROWS, asked="auto")
+
+
+def of_the_graphs(patch: pytest.MonkeyPatch) -> Iterator[Choice[Any]]:
+    model = add_adapter(make_model("llama"))
+    for settings in ({}, {"cuda_graphs": False}):
+        yield capture.pick_cuda_graphs(model, FlatEngine(), TrainSettings(**settings), 0, lambda: ROWS)
+    for why in (
+        *capture.against(model, FlatEngine(), TrainSettings(), 0, asked=False),
+        "its gradient is off by 3.0e-01",
+    ):
+        patch.setattr(capture, "try_out", mock.Mock(side_effect=CannotCapture(why)))
+        patch.setattr(capture, "_check", lambda *_, **__: None)
+        yield capture.pick_cuda_graphs(model, FlatEngine(), TrainSettings(), 0, lambda: ROWS)
+    for seconds in ((0.302, 0.0385), (0.02, 0.019)):
+        patch.setattr(capture, "try_out", lambda *_, found=seconds: found)
+        for asked in ("auto", True):
+            yield capture.pick_cuda_graphs(model, FlatEngine(), TrainSettings(cuda_graphs=asked), 0, lambda: ROWS)
 
 
 def of_the_plan(patch: pytest.MonkeyPatch) -> Iterator[Choice[Any]]:

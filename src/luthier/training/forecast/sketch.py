@@ -173,8 +173,8 @@ class Sketch:
 
     @contextmanager
     def _attention(self) -> Iterator[None]:
-        kernels = attention.kernels_without_values(self.device, self.dtype, attention.key_heads(self.config)[1])
-        token = attention.standing_in.set(kernels)
+        kernel = attention.kernel_without_values(self.device, self.dtype, attention.key_heads(self.config)[1])
+        token = attention.standing_in.set(kernel)
         try:
             yield
         finally:
