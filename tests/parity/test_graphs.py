@@ -8,11 +8,13 @@ import pytest
 import torch
 from parity.test_engines import BATCHES
 from tiny import add_adapter, make_model
+from unit.engine import test_flash
 
 from luthier.data.render import Example
-from luthier.engine import attention
+from luthier.engine import attention, flash
 from luthier.engine.attention import dense
 from luthier.engine.engines import FlatEngine, install
+from luthier.engine.flash import in_flashes
 from luthier.engine.graphs import Shape, _Inputs, rounded_up, shape_of
 from luthier.engine.instance import relative_error
 from luthier.engine.layout import flatten
@@ -21,9 +23,11 @@ LARGER = BATCHES["three levels"][0]
 SMALLER = LARGER[1:]
 
 
-@pytest.fixture(autouse=True)
-def _kernels_of_any_layout() -> Iterator[None]:
-    token = attention.standing_in.set(dense)
+@pytest.fixture(params=[dense, in_flashes], ids=["dense", "flash"])
+def _kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(flash, "_forward", test_flash.forward)
+    monkeypatch.setattr(flash, "_backward", test_flash.backward)
+    token = attention.standing_in.set(request.param)
     yield
     attention.standing_in.reset(token)
 
@@ -33,6 +37,7 @@ def test_sizes_are_rounded_up() -> None:
     assert all(rounded_up(count) <= count * 1.125 + 128 for count in range(1, 20000))
 
 
+@pytest.mark.usefixtures("_kernel")
 @pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3"])
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("examples", [SMALLER, LARGER], ids=["smaller", "larger"])
@@ -59,4 +64,4 @@ def test_a_shape_gives_the_loss_and_gradient_of_what_fills_it(
 
 def _common_shape(share: bool) -> Shape:
     shapes = [shape_of(flatten(examples, share=share)) for examples in (SMALLER, LARGER)]
-    return Shape(*map(max, zip(*shapes, strict=True)))
+    return Shape(*map(max, zip(*shapes, strict=True)))._replace(longest=1024)

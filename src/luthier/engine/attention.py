@@ -62,8 +62,7 @@ def flat_attention(
     scores = Scores(scaling, window, softcap, s_aux)
     if dropout > 0 or query.shape[-1] != value.shape[-1]:
         return dense(query, key, value, layout, scores, dropout=dropout), None
-    plain = scores.plain and (window is None or not layout.shares)
-    kernel = standing_in.get() or pick_kernel(query.device.type, value.dtype, value.shape[-1], plain).value
+    kernel = standing_in.get() or pick_kernel(query.device.type, value.dtype, value.shape[-1], scores.plain).value
     return kernel(query, key, value, layout, scores), None
 
 
@@ -128,7 +127,7 @@ def pick_kernel(device: str, dtype: torch.dtype, width: int, plain: bool) -> Cho
     A GPU's kernels must show the result and the gradients of the dense mask first: cards, drivers and compilers differ.
 
     Args:
-        plain: whether scores are no more than products, with a window at most where no segment is shared.
+        plain: whether scores are no more than products, within a window or not.
     """
     if device == "cpu":
         if dtype == torch.bfloat16:
@@ -158,7 +157,7 @@ def named(device: str, dtype: torch.dtype, width: int, *, plain: bool) -> str:
     usual = pick_kernel(device, dtype, width, True).reason
     if plain or (other := pick_kernel(device, dtype, width, False).reason) == usual:
         return usual
-    return f"{usual}, with windows or capped scores {other}"
+    return f"{usual}, with capped scores {other}"
 
 
 TREE = Layout((Segment(0, 150, 400, 0), Segment(150, 251, 251, 150), Segment(251, 400, 400, 150)))

@@ -54,15 +54,7 @@ def has_dropout(model: Any) -> bool:
 
 def _attention(model: Any) -> str:
     _, width = attention.key_heads(model.config)
-    return attention.named(model.device.type, model.dtype, width, plain=not _has_other_scores(model))
-
-
-def _has_other_scores(model: Any) -> bool:
-    """Whether layers have sliding windows, or do more than products."""
-    config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ("sliding_attention",)
-    windows = getattr(config, "sliding_window", None) is not None and "sliding_attention" in kinds
-    return windows or needs_eager(model)
+    return attention.named(model.device.type, model.dtype, width, plain=not needs_eager(model))
 
 
 def _check(model: Any, engine: Engine, examples: Sequence[Example]) -> Choice[bool]:

@@ -1,13 +1,13 @@
-"""Flash attention over a tree of segments: no mask, and no compiler.
+"""Flash attention over a tree of segments, in one call: no mask, and no compiler.
 
-A token attends to its own segment up to itself, and to the whole of each segment that its own begins with. That is one
-call for all segments side by side, causal, and one for each level of the tree: of the segments on it that others go on
-from, with all tokens behind them. With the log-sum-exp of its scores a call's result is merged with the others':
+The kernel takes sequences of queries and keys side by side, of which a query sees those keys up to its own place,
+counted from the end. So each segment's queries are given the keys of all that they begin with, and then their own.
+Where nothing is shared these are the flat row's keys as they lie; else they are picked from it, and the gradients of a
+key that several segments saw are added up in float32 (FlashAttention-2, arXiv 2307.08691).
 
-    lse = log sum_i exp(lse_i),   out = sum_i exp(lse_i - lse) out_i
-
-Its backward pass needs of the forward no more than out and lse, and with those of the merged result it gives what its
-own pairs add to the gradients (FlashAttention-2, arXiv 2307.08691; as flash decoding and cascade inference merge).
+A call on a shared prefix alone, merged with one on the rest by their log-sum-exp, picks nothing; but of 66 shared
+tokens the kernel's backward makes a single block of keys, which waits for all queries: 5.4 ms on an H100, where the
+whole call here takes 2.
 """
 
 from __future__ import annotations
@@ -23,138 +23,97 @@ from torch.autograd.function import once_differentiable
 from luthier.engine.layout import Layout, Segment, to_device
 from luthier.engine.scores import Scores
 
+ASKED = "sequences"
+"""Under which a layout keeps them."""
+
 
 @dataclass(frozen=True)
-class Parts:
-    """Queries and keys of the flat row cut into as many parts: those of a part attend to those of the same one.
+class Sequences:
+    """Queries and the keys they see, side by side.
 
-    queries, keys: where the parts begin, and the end of the last. A part may have none of either.
+    queries, keys: [S + 1] int32, where each sequence's begin, and where the last ones end.
+    places: [K] int64, where the keys lie in the flat row; None: all of them, in its order.
+    longest: at least as long as the queries or keys of any.
     """
 
-    queries: list[int]
-    keys: list[int]
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest part."""
-        return max(b - a for ends in (self.queries, self.keys) for a, b in itertools.pairwise(ends))
+    queries: Tensor
+    keys: Tensor
+    places: Tensor | None
+    longest: int
 
 
-def parts_of(segments: tuple[Segment, ...]) -> list[Parts]:
-    """First all segments, each for itself; then those with others behind them, a level of the tree after the other."""
-    ends = [0, *(segment.end for segment in segments)]
-    levels: list[list[Segment]] = []
+def sequences(segments: tuple[Segment, ...]) -> Sequences:
+    """One for each segment, on the host."""
+    paths: list[list[Segment]] = []
     holding: list[Segment] = []
     for segment in segments:
         while holding and holding[-1].until <= segment.start:
             holding.pop()
-        if segment.end < segment.until:
-            if len(holding) == len(levels):
-                levels.append([])
-            levels[len(holding)].append(segment)
-            holding.append(segment)
-    return [Parts(ends, ends), *(_level(segments, ends[-1]) for segments in levels)]
-
-
-def _level(held: list[Segment], end: int) -> Parts:
-    """What lies behind each of these segments attends to it."""
-    queries, keys = [0], [0]
-
-    def part(query: int, key: int) -> None:
-        if (query, key) != (queries[-1], keys[-1]):
-            queries.append(query)
-            keys.append(key)
-
-    for segment in held:
-        part(segment.end, keys[-1])  # queries up to here see none,
-        part(queries[-1], segment.start)  # and keys up to here are seen by none
-        part(segment.until, segment.end)
-    part(end, keys[-1])
-    part(end, end)
-    return Parts(queries, keys)
-
-
-@dataclass(frozen=True)
-class Call:
-    """`Parts` on the device: [P + 1] int32 each."""
-
-    queries: Tensor
-    keys: Tensor
-    longest: int
-    causal: bool
-
-
-CALLS = "calls of flash attention"
-"""Under which a layout keeps them."""
+        holding.append(segment)
+        paths.append(list(holding))
+    ends = torch.tensor([0, *(segment.end for segment in segments)], dtype=torch.int32)
+    longest = 1 + max(segment.last for segment in segments)
+    if all(len(path) == 1 for path in paths):
+        return Sequences(ends, ends, None, longest)
+    keys = [0, *itertools.accumulate(segment.last + 1 for segment in segments)]
+    places = torch.cat([torch.arange(part.start, part.end) for path in paths for part in path])
+    return Sequences(ends, torch.tensor(keys, dtype=torch.int32), places, longest)
 
 
 def in_flashes(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scores: Scores) -> Tensor:
-    """Attention with plain scores; with a window only where no segment is shared."""
-    calls = layout.once(CALLS, lambda: _calls(layout))
+    """Attention with plain scores, within a window or not."""
+    asked = layout.once(ASKED, lambda: _on_device(layout))
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     behind = -1 if scores.window is None else scores.window - 1
-    out: Tensor = _Flashes.apply(q, k, v, calls, scores.scaling, behind)  # type: ignore[no-untyped-call]
+    out: Tensor = _Flash.apply(q, k, v, asked, scores.scaling, behind)  # type: ignore[no-untyped-call]
     return out[None]
 
 
-def _calls(layout: Layout) -> list[Call]:
-    def call(parts: Parts, *, causal: bool) -> Call:
-        ends = torch.tensor([parts.queries, parts.keys], dtype=torch.int32)
-        queries, keys = to_device(ends, layout.device)
-        return Call(queries, keys, parts.longest, causal)
-
-    own, *levels = parts_of(layout.segments)
-    return [call(own, causal=True), *(call(parts, causal=False) for parts in levels)]
+def _on_device(layout: Layout) -> Sequences:
+    made = sequences(layout.segments)
+    queries, keys = (to_device(ends, layout.device) for ends in (made.queries, made.keys))
+    places = None if made.places is None else to_device(made.places, layout.device)
+    return Sequences(queries, keys, places, made.longest)
 
 
-class _Flashes(torch.autograd.Function):
+class _Flash(torch.autograd.Function):
     """q [N, H, D], k and v [N, G, D] → [N, H, D]."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, calls: list[Call], scaling: float, behind: int) -> Tensor:
-        found = [_forward(q, k, v, call, scaling, behind) for call in calls]
-        out, lse, *_ = found[0]
-        if len(found) > 1:
-            out, lse = _merged([(out, lse) for out, lse, *_ in found])
-        ctx.calls, ctx.scaling, ctx.behind = calls, scaling, behind
-        ctx.save_for_backward(q, k, v, out, lse, *found[0][2:])
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, asked: Sequences, scaling: float, behind: int) -> Tensor:
+        picked = (k, v) if asked.places is None else (k[asked.places], v[asked.places])
+        out, lse, *random = _forward(q, *picked, asked, scaling, behind)
+        ctx.asked, ctx.scaling, ctx.behind = asked, scaling, behind
+        ctx.save_for_backward(q, k, v, out, lse, *random)
         return out
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, *random = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        total: tuple[Tensor, ...] = ()
-        for call in ctx.calls:
-            found = _backward(gradient, q, k, v, out, lse, call, random, ctx.scaling, ctx.behind)
-            total = tuple(a.add_(b) for a, b in zip(total, found, strict=True)) if total else found
-        return *total, None, None, None
+        places = ctx.asked.places
+        picked = (k, v) if places is None else (k[places], v[places])
+        found = _backward(gradient.contiguous(), q, *picked, out, lse, ctx.asked, random, ctx.scaling, ctx.behind)
+        dq, dk, dv = found
+        if places is not None:
+            dk, dv = (_put_back(x, places, len(k)) for x in (dk, dv))
+        return dq, dk, dv, None, None, None
 
 
-def _merged(found: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Of out [N, H, D] and lse [H, N] of each call. A query without keys has infinite lse there."""
-    each = torch.stack([lse for _, lse in found])
-    each = torch.where(each == torch.inf, -torch.inf, each)
-    lse = each.logsumexp(dim=0)
-    shares = (each - lse).exp_().mT[..., None]  # [L, N, H, 1]
-    out = found[0][0] * shares[0]
-    for (more, _), share in zip(found[1:], shares[1:], strict=True):
-        out.addcmul_(more, share)
-    return out.to(found[0][0].dtype), lse
+def _put_back(picked: Tensor, places: Tensor, tokens: int) -> Tensor:
+    total = torch.zeros(tokens, *picked.shape[1:], dtype=torch.float32, device=picked.device)
+    return total.index_add_(0, places, picked.float()).to(picked.dtype)
 
 
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, call: Call, scaling: float, behind: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Result, log-sum-exp, and what the kernel would draw dropout from."""
-    out, lse, seed, offset, _ = torch.ops.aten._flash_attention_forward(
-        *(q, k, v, call.queries, call.keys, call.longest, call.longest, 0.0, call.causal and behind < 0, False),
+def _forward(q: Tensor, k: Tensor, v: Tensor, asked: Sequences, scaling: float, behind: int) -> tuple[Tensor, ...]:
+    """Result, log-sum-exp, and two that dropout would be drawn from."""
+    found: tuple[Tensor, ...] = torch.ops.aten._flash_attention_forward(
+        *(q, k, v, asked.queries, asked.keys, asked.longest, asked.longest, 0.0, behind < 0, False),
         scale=scaling,
         window_size_left=behind,
-        window_size_right=0 if call.causal else -1,
+        window_size_right=0,
     )
-    return out, lse, seed, offset
+    return found[:4]
 
 
 def _backward(
@@ -164,16 +123,16 @@ def _backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    call: Call,
+    asked: Sequences,
     random: list[Tensor],
     scaling: float,
     behind: int,
 ) -> tuple[Tensor, ...]:
-    causal = call.causal and behind < 0
+    at = asked.queries, asked.keys, asked.longest, asked.longest
     found: tuple[Tensor, ...] = torch.ops.aten._flash_attention_backward(
-        *(gradient, q, k, v, out, lse, call.queries, call.keys, call.longest, call.longest, 0.0, causal, *random),
+        *(gradient, q, k, v, out, lse, *at, 0.0, behind < 0, *random),
         scale=scaling,
         window_size_left=behind,
-        window_size_right=0 if call.causal else -1,
+        window_size_right=0,
     )
     return found

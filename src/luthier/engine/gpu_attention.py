@@ -1,4 +1,4 @@
-"""FlexAttention over a flat row on a GPU: for windows over shared segments, soft-capped scores, and float32.
+"""FlexAttention over a flat row on a GPU: for soft-capped scores, sinks, and float32.
 
 FlexAttention skips tiles of 128 x 128 scores that hold no visible pair. Which those are follows from the segments by a
 few comparisons of [N / 128, N / 128]; the [N, N] mask never exists.

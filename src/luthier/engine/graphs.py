@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 
 from luthier.data.render import Example
 from luthier.engine.engines import Engine, FlatEngine
-from luthier.engine.flash import CALLS, Call, parts_of
+from luthier.engine.flash import ASKED, Sequences, sequences
 from luthier.engine.instance import relative_error
 from luthier.engine.layout import FlatBatch, Layout, Segment, flatten
 
@@ -37,29 +37,25 @@ LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 class Shape(NamedTuple):
     """What a graph fixes.
 
-    calls: of flash attention, each with so many `parts` of queries and keys; `longest`: tokens of a segment at most.
+    keys: that are picked for attention; 0 where nothing is shared. sequences: of queries and keys, at most.
     """
 
     tokens: int
     labels: int
-    calls: int
-    parts: int
+    keys: int
+    sequences: int
     longest: int
 
 
 def shape_of(batch: FlatBatch) -> Shape:
-    """The smallest shape that takes this batch. Of tokens and labels it wastes an eighth at most."""
-    tokens = rounded_up(batch.layout.num_tokens)
-    own, *levels = parts_of(_filled_up(batch.layout, tokens))
-    parts = max(len(each.keys) - 1 for each in (own, *levels))
-    longest = min(tokens, _power_of_two(own.longest))
-    return Shape(tokens, rounded_up(len(batch.targets)), 1 + len(levels), _power_of_two(parts), longest)
-
-
-def _filled_up(layout: Layout, tokens: int) -> tuple[Segment, ...]:
-    """With a sequence of its own up to so many tokens."""
-    filler = Segment(layout.num_tokens, tokens, tokens, 0)
-    return (*layout.segments, filler) if filler.start < filler.end else layout.segments
+    """The smallest shape that takes this batch. Of tokens, labels and keys it wastes an eighth at most."""
+    layout = batch.layout
+    tokens = rounded_up(layout.num_tokens + 1)
+    asked, rest = sequences(layout.segments), tokens - layout.num_tokens
+    keys = 0 if asked.places is None else rounded_up(len(asked.places) + rest)
+    unused = rest if asked.places is None else keys - len(asked.places)
+    count = _power_of_two(len(layout.segments) + 1)
+    return Shape(tokens, rounded_up(len(batch.targets)), keys, count, _power_of_two(max(asked.longest, unused)))
 
 
 def rounded_up(count: int) -> int:
@@ -75,14 +71,10 @@ def _power_of_two(count: int) -> int:
 class FixedLayout(Layout):
     """The layout of whatever lies in a graph's inputs: their sizes are the shape's, whatever it holds."""
 
-    def __init__(self, shape: Shape, until: Tensor, positions: Tensor, calls: Tensor) -> None:
-        """`calls`: [calls, 2, parts + 1], the ends of queries and of keys."""
+    def __init__(self, shape: Shape, until: Tensor, positions: Tensor, asked: Sequences) -> None:
         super().__init__((), until.device)
         vars(self).update(shape=shape, until=until, positions=positions)
-        (queries, keys), *levels = calls.int()
-        own = Call(queries, keys, shape.longest, causal=True)
-        made = [own, *(Call(queries, keys, shape.tokens, causal=False) for queries, keys in levels)]
-        self.once(CALLS, lambda: made)
+        self.once(ASKED, lambda: asked)
 
     shape: Shape
 
@@ -91,12 +83,8 @@ class FixedLayout(Layout):
         return self.shape.tokens
 
     @property
-    def shares(self) -> bool:
-        return self.shape.calls > 1
-
-    @property
     def longest(self) -> int:
-        return self.shape.tokens  # at most
+        return self.shape.longest  # at most
 
 
 class _Inputs:
@@ -104,35 +92,40 @@ class _Inputs:
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         self.shape = shape
-        tokens, labels = shape.tokens, shape.labels
-        self._sizes = [tokens, tokens, tokens, labels, labels, shape.calls * 2 * (shape.parts + 1), 1]
+        tokens, labels, keys, count, _ = shape
+        self._sizes = [tokens, tokens, tokens, labels, labels, keys, count + 1, count + 1, 1]
         self._indices = torch.zeros(sum(self._sizes), dtype=torch.long, device=device)
         self._weight = torch.zeros((), device=device)
 
     def batch(self) -> tuple[FlatBatch, Tensor]:
         """The micro-batch, and what each of its losses counts; with a layout that has made nothing yet."""
-        ids, positions, until, predict_at, targets, calls, labels = torch.split(self._indices, self._sizes)
-        layout = FixedLayout(self.shape, until, positions, calls.view(self.shape.calls, 2, -1))
-        place = torch.arange(len(targets), device=targets.device)
-        weights = torch.where(place < labels, self._weight, 0)
+        parts = torch.split(self._indices, self._sizes)
+        ids, positions, until, predict_at, targets, places, query_ends, key_ends, labels = parts
+        picked = places if self.shape.keys else None
+        asked = Sequences(query_ends.int(), key_ends.int(), picked, self.shape.longest)
+        layout = FixedLayout(self.shape, until, positions, asked)
+        weights = torch.where(torch.arange(len(targets), device=targets.device) < labels, self._weight, 0)
         whose = targets.new_zeros(targets.shape)  # it does not matter to the sum
         return FlatBatch(ids[None], positions[None], predict_at, targets, whose, layout), weights
 
     def load(self, batch: FlatBatch, weight: float) -> None:
-        """`batch`: on the host, and of no larger shape. What is not used of a call are parts without tokens."""
-        tokens, labels, calls, parts, _ = self.shape
-        layout = Layout(_filled_up(batch.layout, tokens))
-        ends = [side for each in parts_of(layout.segments) for side in (each.queries, each.keys)]
-        assert len(ends) == 2 * calls
+        """`batch`: on the host, and of this shape. A sequence of its own takes what is left, and all unused keys."""
+        tokens, labels, keys, count, _ = self.shape
+        end = batch.layout.num_tokens
+        layout = Layout((*batch.layout.segments, Segment(end, tokens, tokens, 0)))
+        asked = sequences(layout.segments)
+        places = torch.zeros(0, dtype=torch.long) if asked.places is None else asked.places
         unused = labels - len(batch.targets)
         indices = torch.cat(
             [
-                pad(batch.input_ids[0], (0, tokens - batch.layout.num_tokens)),
+                pad(batch.input_ids[0], (0, tokens - end)),
                 layout.positions,
                 layout.until,
                 pad(batch.predict_at, (0, unused)),
                 pad(batch.targets, (0, unused)),
-                *(torch.tensor(side + [tokens] * (parts + 1 - len(side))) for side in ends),
+                pad(places, (0, keys - len(places)), value=end),
+                pad(asked.queries, (0, count + 1 - len(asked.queries)), value=tokens),
+                pad(asked.keys[:-1], (0, count + 2 - len(asked.keys)), value=keys or tokens),
                 torch.tensor([len(batch.targets)]),
             ]
         )
@@ -236,6 +229,7 @@ def try_out(model: Any, engine: Engine, examples: Sequence[Example]) -> tuple[fl
         graphs.backward(examples, 1.0)
 
     model.train()
+    random = torch.cuda.get_rng_state()
     try:
         expected = _gradient(model, eager)
         without = _seconds(eager)
@@ -245,6 +239,7 @@ def try_out(model: Any, engine: Engine, examples: Sequence[Example]) -> tuple[fl
         off = relative_error(_gradient(model, graph), expected)
         with_graph = _seconds(graph)
     except (RuntimeError, NotImplementedError) as error:  # what cannot be captured says so in words of its own
+        _end_capture_of_random_numbers(random)
         raise CannotCapture(f"it cannot be captured ({str(error).strip().partition(chr(10))[0]})") from error
     finally:
         model.zero_grad()
@@ -252,6 +247,13 @@ def try_out(model: Any, engine: Engine, examples: Sequence[Example]) -> tuple[fl
     if not off <= LARGEST_ERROR[model.dtype]:
         raise CannotCapture(f"its gradient is off by {off:.1e}")
     return without, with_graph
+
+
+def _end_capture_of_random_numbers(state: Tensor) -> None:
+    """A capture that failed leaves the device's generator in it: whatever draws from it later would fail, too."""
+    fresh = torch.Generator(device="cuda")
+    fresh.set_state(state)
+    torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 def _gradient(model: Any, work: Callable[[], None]) -> Tensor:

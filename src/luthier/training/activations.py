@@ -74,7 +74,7 @@ def _kept_bytes(model: nn.Module, layers: Sequence[nn.Module], engine: Engine, r
         storage = tensor.untyped_storage()
         if inside[0] and storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a node that holds its own output would hold itself, for ever
 
     def enter(*_: Any) -> None:
         inside[0] = True
@@ -119,7 +119,7 @@ def offloaded(model: nn.Module) -> Iterator[None]:
 
     def pack(tensor: Tensor) -> tuple[torch.device, Tensor]:
         if tensor.nbytes < SMALLEST_OFFLOADED or tensor.untyped_storage().data_ptr() in weights:
-            return tensor.device, tensor
+            return tensor.device, tensor.detach()  # a node that holds its own output would hold itself, for ever
         host = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
         return tensor.device, host.copy_(tensor, non_blocking=True)
 

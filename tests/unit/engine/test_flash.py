@@ -1,6 +1,8 @@
-"""Flash attention over a tree: its calls, with the kernels written out, against the dense mask."""
+"""Flash attention over a tree: what it is asked, with the kernel written out, against the dense mask."""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from luthier.engine import attention, flash
 from luthier.engine.attention import dense
-from luthier.engine.flash import Call, Parts, in_flashes, parts_of
+from luthier.engine.flash import Sequences, in_flashes, sequences
 from luthier.engine.instance import relative_error
 from luthier.engine.layout import Layout, Segment
 from luthier.engine.scores import Scores
@@ -28,29 +30,23 @@ DEEP = Layout(
 )
 
 
-def pairs(call: Call, tokens: int, behind: int) -> Tensor:
-    """[N, N] bool: which query attends to which key in this call. A causal part ends with its last key."""
-    seen = torch.zeros(tokens, tokens, dtype=torch.bool)
-    for a, b, c, d in zip(call.queries[:-1], call.queries[1:], call.keys[:-1], call.keys[1:], strict=True):
-        assert b - a <= call.longest and d - c <= call.longest
-        after = torch.arange(a, b)[:, None] - a - (torch.arange(c, d)[None] - c)
-        seen[a:b, c:d] = (after >= 0) & ((behind < 0) | (after <= behind)) if call.causal else True
-    return seen
-
-
-def written_out(q: Tensor, k: Tensor, call: Call, scaling: float, behind: int) -> Tensor:
+def written_out(q: Tensor, k: Tensor, asked: Sequences, scaling: float, behind: int) -> Tensor:
+    """[H, N, K]: scores of each pair in a sequence, counted from its end, and -inf for all others."""
+    seen = torch.zeros(len(q), len(k), dtype=torch.bool)
+    ends = (list(itertools.pairwise(each.tolist())) for each in (asked.queries, asked.keys))
+    for (a, b), (c, d) in zip(*ends, strict=True):
+        assert max(b - a, d - c) <= asked.longest
+        after = torch.arange(b - a)[:, None] + (d - c) - (b - a) - torch.arange(d - c)
+        seen[a:b, c:d] = (after >= 0) & ((behind < 0) | (after <= behind))
     scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(q.shape[1] // k.shape[1], 1)) * scaling
-    return scores.masked_fill(~pairs(call, len(q), behind), -torch.inf)
+    return scores.masked_fill(~seen, -torch.inf)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, call: Call, scaling: float, behind: int) -> tuple[Tensor, ...]:
-    """As the kernel does: a query without keys gives zeros, and has infinite log-sum-exp."""
-    scores = written_out(q, k, call, scaling, behind)
-    lse = scores.logsumexp(-1)
-    weights = (scores - lse[..., None]).exp().nan_to_num(0)
-    out = torch.einsum("hqk,khd->qhd", weights, v.repeat_interleave(q.shape[1] // v.shape[1], 1))
+def forward(q: Tensor, k: Tensor, v: Tensor, asked: Sequences, scaling: float, behind: int) -> tuple[Tensor, ...]:
+    scores = written_out(q, k, asked, scaling, behind)
+    out = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v.repeat_interleave(q.shape[1] // v.shape[1], 1))
     none = torch.zeros(())
-    return out, torch.where(lse == -torch.inf, torch.inf, lse), none, none
+    return out, scores.logsumexp(-1), none, none
 
 
 def backward(
@@ -60,13 +56,13 @@ def backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    call: Call,
+    asked: Sequences,
     random: list[Tensor],
     scaling: float,
     behind: int,
 ) -> tuple[Tensor, ...]:
     groups = q.shape[1] // k.shape[1]
-    weights = (written_out(q, k, call, scaling, behind) - lse[..., None]).exp()
+    weights = (written_out(q, k, asked, scaling, behind) - lse[..., None]).exp()
     at_weights = torch.einsum("qhd,khd->hqk", g, v.repeat_interleave(groups, 1))
     at_scores = weights * (at_weights - (g * out).sum(-1).T[..., None]) * scaling
     dq = torch.einsum("hqk,khd->qhd", at_scores, k.repeat_interleave(groups, 1))
@@ -75,10 +71,8 @@ def backward(
 
 
 @pytest.mark.parametrize("layout", [attention.TREE, attention.LONGER_TREE, attention.SIDE_BY_SIDE, DEEP])
-@pytest.mark.parametrize("window", [None, 40])
-def test_a_tree_by_a_few_calls(layout: Layout, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    if window is not None and layout.shares:
-        pytest.skip("a window over shared segments is FlexAttention's")
+@pytest.mark.parametrize("window", [None, 3, 40])
+def test_a_tree_in_one_call(layout: Layout, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash, "_forward", forward)
     monkeypatch.setattr(flash, "_backward", backward)
     generator = torch.Generator().manual_seed(0)
@@ -95,12 +89,18 @@ def test_a_tree_by_a_few_calls(layout: Layout, window: int | None, monkeypatch: 
         assert relative_error(found, expected) < 1e-6
 
 
-def test_the_calls_of_a_tree() -> None:
-    own, first, second = parts_of(DEEP.segments)
-    ends = [0, 3, 5, 7, 9, 12, 14, 16, 18, 20]
-    assert own == Parts(ends, ends)
-    # [0, 3) is seen by [3, 12), and [14, 16) by [16, 20); what lies between is alone.
-    assert first == Parts([0, 3, 12, 16, 16, 20, 20], [0, 0, 3, 3, 14, 16, 20])
-    assert second == Parts([0, 5, 5, 9, 20, 20], [0, 0, 3, 5, 5, 20])
-    assert (own.longest, first.longest, second.longest) == (3, 11, 15)
-    assert len(parts_of(attention.SIDE_BY_SIDE.segments)) == 1
+def test_each_segment_sees_its_path() -> None:
+    asked = sequences(DEEP.segments[:5])
+    assert asked.queries.tolist() == [0, 3, 5, 7, 9, 12]
+    assert asked.keys.tolist() == [0, 3, 8, 15, 22, 28]
+    assert asked.places is not None
+    first, second, third = [0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6]
+    assert asked.places.tolist() == [*first, *second, *third, *second, 7, 8, *first, 9, 10, 11]
+    assert asked.longest == 7
+
+
+def test_nothing_is_picked_where_nothing_is_shared() -> None:
+    asked = sequences(attention.SIDE_BY_SIDE.segments)
+    assert asked.places is None
+    assert asked.queries.tolist() == asked.keys.tolist() == [0, 150, 251, 400]
+    assert asked.longest == 150

@@ -58,10 +58,10 @@ def test_sentences_recorded_in_english_have_their_chinese(english: str, chinese:
             "重新计算要多花三分之一的时间，而同时计算 167 个 token 约占 13.7 GB 可用内存中的 0.1 GB",
         ),
         (
-            "no padding, shared prefixes computed once, attention by flash attention, with windows or capped scores "
+            "no padding, shared prefixes computed once, attention by flash attention, with capped scores "
             "attention by FlexAttention, norms and gated MLPs by Liger kernels; the flat loss differs from the plain "
             "one by 1.1e-03",
-            "没有填充，相同的前缀只计算一次，注意力由 flash attention 计算，有窗口或分数截断时由 FlexAttention 计算，"
+            "没有填充，相同的前缀只计算一次，注意力由 flash attention 计算，分数截断时由 FlexAttention 计算，"
             "归一化和门控 MLP 用 Liger 算子；与标准算法的损失相差 1.1e-03",
         ),
         (

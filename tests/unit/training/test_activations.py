@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 from unittest import mock
 
@@ -135,3 +136,19 @@ def test_offloading_gives_the_same_gradient_and_keeps_weights_where_they_are() -
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     largest_weight = max(weight.nbytes for weight in model.parameters())
     assert moved and min(moved) >= 4096 and largest_weight not in moved
+
+
+def graph_nodes() -> int:
+    gc.collect()
+    return sum(isinstance(thing, torch.autograd.Function) for thing in gc.get_objects())
+
+
+def test_nothing_outlives_what_it_was_kept_for() -> None:
+    """A node that keeps its own output through a hook would never be freed, and all before it with it."""
+    model, engine = tuned(), FlatEngine()
+    before = graph_nodes()
+    activations.measure(model, engine, ROWS[:1])
+    assert graph_nodes() == before
+    with activations.offloaded(model):
+        engine.loss_sum(model, ROWS[:1]).backward()
+    assert graph_nodes() == before

@@ -67,7 +67,7 @@ SENTENCES = {
     "attention in grouped products": "注意力以分组乘积计算",
     "attention in blocks": "注意力分块计算",
     "attention by flash attention": "注意力由 flash attention 计算",
-    "attention by {name}, with windows or capped scores attention by {other}": "注意力由 {name} 计算，有窗口或分数截断时由 {other} 计算",
+    "attention by {name}, with capped scores attention by {other}": "注意力由 {name} 计算，分数截断时由 {other} 计算",
     "attention by {name}": "注意力由 {name} 计算",
     "a dense mask, as FlexAttention fails ({why})": "稠密掩码（FlexAttention 出错：{why}）",
     "a dense mask, as FlexAttention is off by {error}": "稠密掩码（FlexAttention 的误差为 {error}）",
