@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from parity.test_engines import BATCHES
 from tiny import add_adapter, make_model
 from unit.engine import test_flash
@@ -15,7 +17,7 @@ from luthier.engine import attention, flash
 from luthier.engine.attention import dense
 from luthier.engine.engines import FlatEngine, install
 from luthier.engine.flash import in_flashes
-from luthier.engine.graphs import Shape, _Inputs, rounded_up, shape_of
+from luthier.engine.graphs import Shape, _Inputs, rounded_up
 from luthier.engine.instance import relative_error
 from luthier.engine.layout import flatten
 
@@ -30,6 +32,27 @@ def _kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     token = attention.standing_in.set(request.param)
     yield
     attention.standing_in.reset(token)
+
+
+def test_what_a_shape_takes() -> None:
+    batch = Shape(tokens=3477, labels=1497, keys=5100, sequences=33, longest=447)
+    room = batch.with_room()
+    assert room == Shape(tokens=3584, labels=1920, keys=6656, sequences=50, longest=1024)
+    # 107 tokens and their keys are left of it, and 1,449 keys that no query sees.
+    assert room.fill_up(batch) == [(107, 107), (0, 1024), (0, 425)]
+    assert room.takes(batch)
+    assert room.takes(batch._replace(tokens=2800, longest=900, labels=1700))
+    assert not room.takes(batch._replace(tokens=2700))  # to compute 3,584 in their place would waste too much
+    for more in ({"tokens": 3600}, {"labels": 1930}, {"keys": 6700}, {"keys": 0}, {"longest": 1025}, {"sequences": 48}):
+        assert not room.takes(batch._replace(**more))
+
+
+@given(
+    st.integers(1, 20_000), st.integers(0, 20_000), st.integers(1, 300), st.integers(1, 9000), st.integers(0, 40_000)
+)
+def test_what_is_captured_for_a_batch_takes_it(tokens: int, labels: int, count: int, longest: int, keys: int) -> None:
+    batch = Shape(tokens, labels, keys and keys + tokens, count, longest)
+    assert batch.with_room().takes(batch)
 
 
 def test_sizes_are_rounded_up() -> None:
@@ -51,7 +74,9 @@ def test_a_shape_gives_the_loss_and_gradient_of_what_fills_it(
     expected.backward()
     gradients = [p.grad for p in model.parameters() if p.requires_grad]
     model.zero_grad()
-    inputs = _Inputs(_common_shape(share), model.device)
+    room = Shape.of(flatten(LARGER, share=share)).with_room()
+    assert all(room.takes(Shape.of(flatten(each, share=share))) for each in (SMALLER, LARGER))
+    inputs = _Inputs(room, model.device)
     for each in (SMALLER, LARGER, examples):  # what was there before leaves nothing behind
         inputs.load(flatten(each, share=share), 0.25)
     batch, weights = inputs.batch()
@@ -60,8 +85,3 @@ def test_a_shape_gives_the_loss_and_gradient_of_what_fills_it(
     torch.testing.assert_close(loss, expected)
     found = [p.grad for p in model.parameters() if p.requires_grad]
     assert relative_error(torch.cat([g.flatten() for g in found]), torch.cat([g.flatten() for g in gradients])) < 1e-5
-
-
-def _common_shape(share: bool) -> Shape:
-    shapes = [shape_of(flatten(examples, share=share)) for examples in (SMALLER, LARGER)]
-    return Shape(*map(max, zip(*shapes, strict=True)))._replace(longest=1024)

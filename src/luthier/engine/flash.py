@@ -62,18 +62,23 @@ def sequences(segments: tuple[Segment, ...]) -> Sequences:
 
 def in_flashes(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scores: Scores) -> Tensor:
     """Attention with plain scores, within a window or not."""
-    asked = layout.once(ASKED, lambda: _on_device(layout))
+    asked = asked_of(layout)
     q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
     behind = -1 if scores.window is None else scores.window - 1
     out: Tensor = _Flash.apply(q, k, v, asked, scores.scaling, behind)  # type: ignore[no-untyped-call]
     return out[None]
 
 
-def _on_device(layout: Layout) -> Sequences:
-    made = sequences(layout.segments)
-    queries, keys = (to_device(ends, layout.device) for ends in (made.queries, made.keys))
-    places = None if made.places is None else to_device(made.places, layout.device)
-    return Sequences(queries, keys, places, made.longest)
+def asked_of(layout: Layout) -> Sequences:
+    """Of this layout, on its device."""
+
+    def make() -> Sequences:
+        made = sequences(layout.segments)
+        queries, keys = (to_device(ends, layout.device) for ends in (made.queries, made.keys))
+        places = None if made.places is None else to_device(made.places, layout.device)
+        return Sequences(queries, keys, places, made.longest)
+
+    return layout.once(ASKED, make)
 
 
 class _Flash(torch.autograd.Function):

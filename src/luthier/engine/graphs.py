@@ -22,22 +22,26 @@ from torch.nn.functional import pad
 
 from luthier.data.render import Example
 from luthier.engine.engines import Engine, FlatEngine
-from luthier.engine.flash import ASKED, Sequences, sequences
+from luthier.engine.flash import ASKED, Sequences, asked_of
 from luthier.engine.instance import relative_error
-from luthier.engine.layout import FlatBatch, Layout, Segment, flatten
+from luthier.engine.layout import FlatBatch, Layout, flatten
 
 TILE = 128  # of FlexAttention: imported, it would bring PyTorch's compiler with it
 MOST = 32
 """Graphs kept; micro-batches of other shapes are computed without one."""
+WASTE = 1.25
+ROOM = 1.2
+"""Tokens of a graph for each of a micro-batch at most, and how much more of all else a graph takes than the micro-batch
+it is captured for: to capture one costs as much as dozens of its steps."""
 TIMED_RUNS = 3
 LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """Of all gradients together, against the same micro-batch without a graph: a GPU's sums differ from run to run."""
 
 
 class Shape(NamedTuple):
-    """What a graph fixes.
+    """Sizes of a micro-batch, or of what takes many.
 
-    keys: that are picked for attention; 0 where nothing is shared. sequences: of queries and keys, at most.
+    keys: that are picked for attention; 0 where nothing is shared. sequences: of queries and keys.
     """
 
     tokens: int
@@ -46,26 +50,43 @@ class Shape(NamedTuple):
     sequences: int
     longest: int
 
+    @classmethod
+    def of(cls, batch: FlatBatch) -> Shape:
+        asked = asked_of(batch.layout)
+        keys = 0 if asked.places is None else len(asked.places)
+        return cls(batch.layout.num_tokens, len(batch.targets), keys, len(asked.queries) - 1, asked.longest)
 
-def shape_of(batch: FlatBatch) -> Shape:
-    """The smallest shape that takes this batch. Of tokens, labels and keys it wastes an eighth at most."""
-    layout = batch.layout
-    tokens = rounded_up(layout.num_tokens + 1)
-    asked, rest = sequences(layout.segments), tokens - layout.num_tokens
-    keys = 0 if asked.places is None else rounded_up(len(asked.places) + rest)
-    unused = rest if asked.places is None else keys - len(asked.places)
-    count = _power_of_two(len(layout.segments) + 1)
-    return Shape(tokens, rounded_up(len(batch.targets)), keys, count, _power_of_two(max(asked.longest, unused)))
+    def with_room(self) -> Shape:
+        """To be captured for micro-batches of this shape and others like it."""
+        tokens, labels = rounded_up(self.tokens), rounded_up(int(ROOM * self.labels))
+        keys = self.keys and rounded_up(int(ROOM * self.keys) + tokens - self.tokens)
+        longest = 2 << max(0, self.longest - 1).bit_length()
+        room = Shape(tokens, labels, keys, 0, longest)
+        return room._replace(sequences=int(ROOM * self.sequences) + len(room.fill_up(self)) + 8)
+
+    def takes(self, batch: Shape) -> bool:
+        """Whether it fits, and does not waste much."""
+        if bool(self.keys) != bool(batch.keys) or any(mine < its for mine, its in zip(self, batch, strict=True)):
+            return False
+        wasteful = self.tokens > WASTE * batch.tokens + TILE or self.labels > 2 * batch.labels + TILE
+        return not wasteful and batch.sequences + len(self.fill_up(batch)) <= self.sequences
+
+    def fill_up(self, batch: Shape) -> list[tuple[int, int]]:
+        """Queries and keys of sequences for what a batch leaves of the tokens and keys, none too long."""
+        tokens = _cut(self.tokens - batch.tokens, self.longest)
+        unused = self.keys - batch.keys - (self.tokens - batch.tokens) if self.keys else 0
+        return [*((size, size) for size in tokens), *((0, size) for size in _cut(unused, self.longest))]
+
+
+def _cut(size: int, most: int) -> list[int]:
+    """7, 3 → [3, 3, 1]"""
+    return [min(most, size - start) for start in range(0, size, most)]
 
 
 def rounded_up(count: int) -> int:
     """To a multiple of a tile, and of a sixteenth of the next power of two: 3,477 → 3,584, 5,000 → 5,120."""
-    step = max(TILE, _power_of_two(count) // 16)
+    step = max(TILE, (1 << max(0, count - 1).bit_length()) // 16)
     return max(1, -(-count // step)) * step
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << max(0, count - 1).bit_length()
 
 
 class FixedLayout(Layout):
@@ -109,24 +130,27 @@ class _Inputs:
         return FlatBatch(ids[None], positions[None], predict_at, targets, whose, layout), weights
 
     def load(self, batch: FlatBatch, weight: float) -> None:
-        """`batch`: on the host, and of this shape. A sequence of its own takes what is left, and all unused keys."""
-        tokens, labels, keys, count, _ = self.shape
-        end = batch.layout.num_tokens
-        layout = Layout((*batch.layout.segments, Segment(end, tokens, tokens, 0)))
-        asked = sequences(layout.segments)
+        """`batch`: on the host, and one that the shape takes. What it leaves of that are sequences of their own."""
+        asked = asked_of(batch.layout)
         places = torch.zeros(0, dtype=torch.long) if asked.places is None else asked.places
-        unused = labels - len(batch.targets)
+        mine, its = self.shape, Shape.of(batch)
+        rest = mine.fill_up(its)
+        rest += [(0, 0)] * (mine.sequences - its.sequences - len(rest))
+        more = torch.tensor(rest, dtype=torch.int32).view(-1, 2).cumsum(0, dtype=torch.int32)
+        own = torch.arange(its.tokens, mine.tokens)
+        keys = torch.cat([places, own]) if mine.keys else places
+        layout, unused = batch.layout, mine.labels - its.labels
         indices = torch.cat(
             [
-                pad(batch.input_ids[0], (0, tokens - end)),
-                layout.positions,
-                layout.until,
+                pad(batch.input_ids[0], (0, len(own))),
+                torch.cat([layout.positions, own - its.tokens]),
+                pad(layout.until, (0, len(own)), value=mine.tokens),
                 pad(batch.predict_at, (0, unused)),
                 pad(batch.targets, (0, unused)),
-                pad(places, (0, keys - len(places)), value=end),
-                pad(asked.queries, (0, count + 1 - len(asked.queries)), value=tokens),
-                pad(asked.keys[:-1], (0, count + 2 - len(asked.keys)), value=keys or tokens),
-                torch.tensor([len(batch.targets)]),
+                pad(keys, (0, mine.keys - len(keys))),
+                torch.cat([asked.queries, asked.queries[-1] + more[:, 0]]),
+                torch.cat([asked.keys, asked.keys[-1] + more[:, 1]]),
+                torch.tensor([its.labels]),
             ]
         )
         self._indices.copy_(indices.pin_memory() if self._indices.is_cuda else indices, non_blocking=True)
@@ -148,7 +172,7 @@ class Graphs:
         self.model, self.engine = model, engine
         self._learned = [p for p in model.parameters() if p.requires_grad]
         self._sums = [torch.zeros_like(p) for p in self._learned]
-        self._captured: dict[Shape, _Captured] = {}
+        self._captured: list[_Captured] = []
         self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -158,16 +182,23 @@ class Graphs:
         Returns that loss, a scalar; None, and nothing is done, where there are too many shapes for another graph.
         """
         batch = flatten(examples, share=self.engine.share)
-        shape = shape_of(batch)
-        if shape not in self._captured:
-            if len(self._captured) == MOST:
-                return None
-            self._captured[shape] = self._capture(shape, batch)
-        captured = self._captured[shape]
+        captured = self._captured_for(batch)
+        if captured is None:
+            return None
         captured.inputs.load(batch, weight)
         self._take_gradients()
         captured.graph.replay()
         return captured.loss.clone()
+
+    def _captured_for(self, batch: FlatBatch) -> _Captured | None:
+        shape = Shape.of(batch)
+        fitting = [each for each in self._captured if each.inputs.shape.takes(shape)]
+        if fitting:
+            return min(fitting, key=lambda each: each.inputs.shape)
+        if len(self._captured) == MOST:
+            return None
+        self._captured.append(self._capture(shape.with_room(), batch))
+        return self._captured[-1]
 
     def _take_gradients(self) -> None:
         """Makes the memory that graphs add to the gradients, with what these are."""
@@ -186,8 +217,9 @@ class Graphs:
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             self._compute(inputs)  # compilers and libraries do now what they do once
-            with no_waiting():  # and what cannot be captured is found before that is tried
-                self._compute(inputs)
+            if not self._captured:
+                with no_waiting():  # what cannot be captured is found before that is tried
+                    self._compute(inputs)
         current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, self._pool, self._stream, "thread_local"):
