@@ -53,6 +53,22 @@ def test_accumulation_gives_the_same_losses(shop: Workplace, usual: RunFolder) -
     assert events(run, "step")[0]["computed_tokens"] > events(usual, "step")[0]["computed_tokens"]
 
 
+def test_a_log_that_is_written_late_as_on_a_gpu_says_the_same(shop: Workplace) -> None:
+    """There a step is logged when the next one is queued: none waits for its own number."""
+    figures = ("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "computed_tokens")
+    settings = {"steps": 7, "logging_steps": 2, "eval_steps": 5, "save_steps": 3}
+    now = shop.train("logged-now", train=settings)
+    with mock.patch("luthier.training.trainer.READ_LATE", ("cpu",)):
+        late = shop.train("logged-late", train=settings)
+    found, expected = ([[event[name] for name in figures] for event in events(run, "step")] for run in (late, now))
+    assert [row[0] for row in expected] == [2, 3, 4, 5, 6, 7]
+    assert found == expected
+    assert all(event["seconds"] > 0 for event in events(late, "step"))
+    kinds = [(event["event"], event["step"]) for event in late.events() if event["event"] in ("step", "save")]
+    assert kinds == [(event["event"], event["step"]) for event in now.events() if event["event"] in ("step", "save")]
+    assert adapter_bytes(late) == adapter_bytes(now)
+
+
 def test_micro_batches_give_the_same_losses(shop: Workplace, usual: RunFolder) -> None:
     run = trained(shop, "micro", micro_batch_tokens=60)
     assert losses(run) == close_to(losses(usual))

@@ -77,6 +77,8 @@ class Flex:
             scale=scores.scaling,
             enable_gqa=groups > 1,
             return_aux=None if sinks is None else AuxRequest(lse=True),
+            # Of fewer than 128 tokens it would take its kernel for decoding, which torch 2.11 cannot build in float32.
+            kernel_options={"BACKEND": "TRITON"},
         )
         if sinks is not None:
             out, aux = out

@@ -21,8 +21,8 @@ Emit = Callable[[Event], None]
 class Events(TrainerCallback):  # type: ignore[misc]
     """Turns the Trainer's callbacks into the events of events.jsonl.
 
-    `counted()` gives the tokens trained, computed and labelled so far, in this process; `evaluated_in()` the seconds of
-    the last evaluation.
+    `counted()` gives the tokens trained, computed and labelled so far, in this process; `logs_late()` whether the step
+    behind the one that is logged has begun; `evaluated_in()` the seconds of the last evaluation.
     """
 
     def __init__(
@@ -30,8 +30,9 @@ class Events(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.emit, self.device, self.resumed, self.plan, self.utilization = emit, device, resumed, plan, utilization
         self.counted: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
+        self.logs_late: Callable[[], bool] = lambda: False
         self.evaluated_in: Callable[[], float] = lambda: 0.0
-        self._busy = self._began = 0.0
+        self._began: float | None = None  # what is logged next
         self._tokens = self._computed = self._labels = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -49,17 +50,18 @@ class Events(TrainerCallback):  # type: ignore[misc]
             self.emit(self.plan)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._began = time.perf_counter()
+        if self._began is None:
+            self._began = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._busy += time.perf_counter() - self._began
         if control.should_evaluate or control.should_save:
             control.should_log = True  # so that the sums over a run's sessions miss no step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if logs is None or "loss" not in logs:
             return
-        counted = self.counted()
+        counted, now = self.counted(), time.perf_counter()
+        busy = 0.0 if self._began is None else now - self._began
         tokens, computed, labels = (
             now - then for now, then in zip(counted, (self._tokens, self._computed, self._labels), strict=True)
         )
@@ -73,13 +75,13 @@ class Events(TrainerCallback):  # type: ignore[misc]
                 "grad_norm": logs.get("grad_norm"),
                 "tokens": tokens,
                 "computed_tokens": computed,
-                "seconds": self._busy,
-                "tokens_per_second": tokens / self._busy if self._busy else 0.0,
-                "mfu": None if self.utilization is None else self.utilization.share(computed, labels, self._busy),
+                "seconds": busy,
+                "tokens_per_second": tokens / busy if busy else 0.0,
+                "mfu": None if self.utilization is None else self.utilization.share(computed, labels, busy),
                 "memory_bytes": peak_bytes(self.device),
             }
         )
-        self._busy = 0.0
+        self._began = now if self.logs_late() else None
         self._tokens, self._computed, self._labels = counted
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:

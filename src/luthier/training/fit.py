@@ -147,7 +147,7 @@ def _trainer(
         stop_asked=stop.asked,
         callbacks=callbacks,
     )
-    events.counted = lambda: (trainer.trained_tokens, trainer.computed_tokens, trainer.trained_labels)
+    events.counted, events.logs_late = lambda: trainer.counted, lambda: trainer.logs_late
     events.evaluated_in = lambda: trainer.evaluation_seconds
     trainer.cut.on_halved = lambda tokens: emit(
         {"event": "memory", "step": trainer.state.global_step, "micro_batch_tokens": tokens}

@@ -55,9 +55,9 @@ class Guard:
             raise CheckFailed(Problem(f"step {step}", what, fix))
 
 
-def finite(loss: torch.Tensor, model: Any) -> torch.Tensor:
+def finite(loss: torch.Tensor, learned: Sequence[torch.Tensor]) -> torch.Tensor:
     """[2] float32 on the device: 1 where the loss, and the gradient, is a finite number. Waits for nothing."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    gradients = [p.grad for p in learned if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients).to(loss.device)
     return torch.stack([loss.isfinite(), norm.isfinite()]).float()
 
