@@ -6,8 +6,8 @@ Where nothing is shared these are the flat row's keys as they lie; else they are
 key that several segments saw are added up in float32 (FlashAttention-2, arXiv 2307.08691).
 
 A call on a shared prefix alone, merged with one on the rest by their log-sum-exp, picks nothing; but of 66 shared
-tokens the kernel's backward makes a single block of keys, which waits for all queries: 5.4 ms on an H100, where the
-whole call here takes 2.
+tokens the kernel's backward makes a single block of keys, which waits for all queries: 5.4 ms a micro-batch on an
+H100, where that of all rows without sharing takes 2.1.
 """
 
 from __future__ import annotations

@@ -34,8 +34,9 @@ ROOM = 1.2
 """Tokens of a graph for each of a micro-batch at most, and how much more of all else a graph takes than the micro-batch
 it is captured for: to capture one costs as much as dozens of its steps."""
 TIMED_RUNS = 3
-LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
-"""Of all gradients together, against the same micro-batch without a graph: a GPU's sums differ from run to run."""
+LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.15}
+"""Of all gradients together, against the same micro-batch without a graph. Other sizes are rounded otherwise:
+bfloat16 itself is off by 4 to 5 % on SmolLM2, and in the shape of Qwen3-8B the two differed by as much."""
 
 
 class Shape(NamedTuple):
