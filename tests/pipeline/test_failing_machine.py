@@ -179,6 +179,24 @@ def test_memory_used_up_after_some_micro_batches_of_a_step(shop: Workplace, monk
     assert_halved_in_the_third_step(done, shop.run("in-more-parts"), whole, 80, 40)
 
 
+def test_graphs_go_before_micro_batches_are_halved(shop: Workplace) -> None:
+    """A GPU's graphs hold memory of their own: without them the micro-batch may fit."""
+
+    class Full:
+        def backward(self, examples: Any, weight: float) -> Any:
+            raise torch.OutOfMemoryError
+
+    settings: dict[str, Any] = {"data": {"holdout": 0}, "train": {"steps": 3, "batch_size": 12}}
+    whole = shop.train("without-graphs", **settings)
+    with mock.patch("luthier.training.fit._graphs", lambda job: Full()):
+        done = luthier("train", shop.recipe("graphs-too-large", **settings))
+    run = shop.run("graphs-too-large")
+    assert done.status == 0
+    assert done.err == "note: out of memory: no CUDA graphs from here on. The steps stay the same\n"
+    assert adapter_bytes(run) == adapter_bytes(whole)
+    assert events(run, "memory") == []
+
+
 @LIMITS_MEMORY
 def test_what_the_recipe_asks_for_is_refused_where_it_does_not_fit(shop: Workplace, wide: dict[str, Any]) -> None:
     asked = {**wide, "train": {**wide["train"], "micro_batch_tokens": 100_000}}

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from luthier import console
 from luthier.data.render import Example
 from luthier.engine.engines import Engine, FlatEngine
 from luthier.engine.flash import ASKED, Sequences, asked_of
@@ -174,6 +175,7 @@ class Graphs:
         self._learned = [p for p in model.parameters() if p.requires_grad]
         self._sums = [torch.zeros_like(p) for p in self._learned]
         self._captured: list[_Captured] = []
+        self._most = MOST
         self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -191,14 +193,29 @@ class Graphs:
         captured.graph.replay()
         return captured.loss.clone()
 
+    def capture(self, examples: Sequence[Example]) -> None:
+        """A graph for these examples and others like them. Raises RuntimeError where there cannot be one."""
+        self._add(flatten(examples, share=self.engine.share))
+
     def _captured_for(self, batch: FlatBatch) -> _Captured | None:
         shape = Shape.of(batch)
         fitting = [each for each in self._captured if each.inputs.shape.takes(shape)]
         if fitting:
             return min(fitting, key=lambda each: each.inputs.shape)
-        if len(self._captured) == MOST:
+        if len(self._captured) >= self._most:
             return None
-        self._captured.append(self._capture(shape.with_room(), batch))
+        try:
+            return self._add(batch)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._most = 0
+            console.warn(f"no more CUDA graphs, so some steps take longer: {_first_line(error)}")
+            return None
+
+    def _add(self, batch: FlatBatch) -> _Captured:
+        with random_numbers_survive():
+            self._captured.append(self._capture(Shape.of(batch).with_room(), batch))
         return self._captured[-1]
 
     def _take_gradients(self) -> None:
@@ -262,18 +279,17 @@ def try_out(model: Any, engine: Engine, examples: Sequence[Example]) -> tuple[fl
         graphs.backward(examples, 1.0)
 
     model.train()
-    random = torch.cuda.get_rng_state()
     try:
         expected = _gradient(model, eager)
         without = _seconds(eager)
         model.zero_grad()
         torch.cuda.empty_cache()
         graphs = Graphs(model, engine)
+        graphs.capture(examples)
         off = relative_error(_gradient(model, graph), expected)
         with_graph = _seconds(graph)
-    except (RuntimeError, NotImplementedError) as error:  # what cannot be captured says so in words of its own
-        _end_capture_of_random_numbers(random)
-        raise CannotCapture(f"it cannot be captured ({str(error).strip().partition(chr(10))[0]})") from error
+    except RuntimeError as error:  # what cannot be captured says so in words of its own
+        raise CannotCapture(f"it cannot be captured ({_first_line(error)})") from error
     finally:
         model.zero_grad()
         torch.cuda.empty_cache()
@@ -282,11 +298,21 @@ def try_out(model: Any, engine: Engine, examples: Sequence[Example]) -> tuple[fl
     return without, with_graph
 
 
-def _end_capture_of_random_numbers(state: Tensor) -> None:
-    """A capture that failed leaves the device's generator in it: whatever draws from it later would fail, too."""
-    fresh = torch.Generator(device="cuda")
-    fresh.set_state(state)
-    torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(fresh.graphsafe_get_state())
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+@contextmanager
+def random_numbers_survive() -> Iterator[None]:
+    """A capture that fails leaves the device's generator in it, and whatever draws from it later fails, too."""
+    state = torch.cuda.get_rng_state()
+    try:
+        yield
+    except BaseException:
+        fresh = torch.Generator(device="cuda")
+        fresh.set_state(state)
+        torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(fresh.graphsafe_get_state())
+        raise
 
 
 def _gradient(model: Any, work: Callable[[], None]) -> Tensor:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from luthier import console
 from luthier.data.render import Example
 from luthier.data.steps import Steps
 from luthier.engine.engines import Engine
@@ -202,6 +203,8 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
             restore()
             if halves:
                 self.cut.halve(self._batch, self.engine)
+            else:
+                console.warn("out of memory: no CUDA graphs from here on. The steps stay the same")
 
     def _look_at(self, total: torch.Tensor, examples: Sequence[Example]) -> None:
         """Keeps a step that must not be applied from the weights.

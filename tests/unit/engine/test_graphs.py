@@ -1,0 +1,106 @@
+"""Which graph takes a micro-batch, and what becomes of its gradient: on a CPU, where a replay computes again."""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from parity.test_engines import BATCHES
+from tiny import add_adapter, make_model
+
+from luthier.data.render import Example
+from luthier.engine import attention, graphs
+from luthier.engine.attention import dense
+from luthier.engine.engines import FlatEngine, install
+from luthier.engine.graphs import Graphs, Shape
+from luthier.engine.instance import relative_error
+from luthier.engine.layout import FlatBatch
+
+ROWS: list[Example] = BATCHES["nothing shared"][0]
+LONG = [Example(row.input_ids * 30, row.labels * 30, row.source) for row in ROWS]
+
+
+class ComputedAgain(Graphs):
+    """A graph's replay is its computation."""
+
+    def _capture(self, shape: Shape, batch: FlatBatch) -> Any:
+        inputs = graphs._Inputs(shape, torch.device("cpu"))
+        loss = torch.zeros(())
+
+        def replay() -> None:
+            found, gradients = self._compute(inputs)
+            torch._foreach_add_(self._sums, gradients)
+            loss.copy_(found)
+
+        return graphs._Captured(SimpleNamespace(replay=replay), inputs, loss)
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(graphs, "random_numbers_survive", contextlib.nullcontext)
+    token = attention.standing_in.set(dense)
+    found = add_adapter(make_model("llama")).train()
+    install(found, FlatEngine())
+    yield found
+    attention.standing_in.reset(token)
+
+
+def gradient(model: Any) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).clone()
+
+
+def test_gradients_add_up_with_those_of_micro_batches_without_a_graph(model: Any) -> None:
+    engine = FlatEngine()
+    for batch in (ROWS, ROWS[1:], ROWS[:2]):
+        (0.5 * engine.loss_sum(model, batch)).backward()
+    expected = gradient(model)
+    captured = ComputedAgain(model, engine)
+    for _ in range(2):  # the second step begins with none
+        model.zero_grad()
+        (0.5 * engine.loss_sum(model, ROWS[1:])).backward()
+        first = captured.backward(ROWS, 0.5)
+        assert first is not None
+        (0.5 * engine.loss_sum(model, ROWS[:2])).backward()
+        assert relative_error(gradient(model), expected) < 1e-5
+    torch.testing.assert_close(first, 0.5 * engine.loss_sum(model, ROWS).detach())
+
+
+def test_like_sizes_share_a_graph_and_others_get_their_own(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = ComputedAgain(model, FlatEngine())
+    for batch in (ROWS, ROWS[1:], LONG, ROWS):
+        captured.backward(batch, 1.0)
+    assert len(captured._captured) == 2
+    captured._most = 2
+    model.zero_grad()
+    assert captured.backward(LONG * 3, 1.0) is None
+    assert all(p.grad is None for p in model.parameters())
+    assert captured.backward(ROWS, 1.0) is not None
+
+
+def test_a_capture_that_fails_in_a_run_is_the_last(
+    model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captured = ComputedAgain(model, FlatEngine())
+    captured.backward(ROWS, 1.0)
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: operation not permitted\nsee the manual")
+
+    monkeypatch.setattr(captured, "_capture", fails)
+    assert captured.backward(LONG, 1.0) is None
+    assert captured.backward(LONG, 1.0) is None
+    assert capsys.readouterr().err.count("no more CUDA graphs, so some steps take longer: CUDA error: operation") == 1
+    assert captured.backward(ROWS, 1.0) is not None
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    captured._most = 9
+    monkeypatch.setattr(captured, "_capture", full)
+    with pytest.raises(torch.OutOfMemoryError):  # which the trainer answers
+        captured.backward(LONG, 1.0)
