@@ -171,6 +171,7 @@ def test_each_automatic_choice_has_its_reason(run: RunFolder) -> None:
         "train.deterministic": (True, "a CPU adds in the same order each time, with the same number of threads"),
         "train.micro_batch_tokens": (1024, "more is no faster on cpu; about 0.0 GB"),
         "train.batch_size": (8, "the recipe asks for it"),
+        "train.cuda_graphs": (False, "cpu has no CUDA graphs"),
         "train.eval_steps": (2, "five evaluations in a run, besides the one before it"),
         "train.save_steps": (100, "the recipe asks for it"),
         "tokens of an epoch": (
@@ -330,6 +331,7 @@ def test_the_recipe_is_kept_with_every_default(shop: Workplace, run: RunFolder) 
         "load_best": False,
         "gradient_checkpointing": "auto",
         "offload_activations": False,
+        "cuda_graphs": "auto",
         "engine": "auto",
         "seed": 42,
         "deterministic": False,

@@ -53,7 +53,7 @@ def _check(model: Any, engine: Engine, settings: TrainSettings, recomputed: int,
 def against(model: Any, engine: Engine, settings: TrainSettings, recomputed: int, *, asked: bool) -> dict[str, bool]:
     """All that may speak against graphs, and whether it does."""
     return {
-        f"{model.device.type} has none": model.device.type != "cuda",
+        f"{model.device.type} has no CUDA graphs": model.device.type != "cuda",
         "stock transformers waits for the device": not isinstance(engine, FlatEngine),
         "linear attention finds its rows on the host": bool(recurrent.layers_of(model)),
         "layers that are recomputed keep random numbers on the host": recomputed > 0,

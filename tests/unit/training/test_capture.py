@@ -89,4 +89,4 @@ def test_what_cannot_be_captured_is_refused_where_it_is_asked_for(monkeypatch: p
 
 def test_a_cpu_has_none() -> None:
     found = pick_cuda_graphs(make_model("llama"), FlatEngine(), TrainSettings(), 0, list)
-    assert found == Choice(False, "cpu has none")
+    assert found == Choice(False, "cpu has no CUDA graphs")

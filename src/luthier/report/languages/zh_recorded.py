@@ -76,7 +76,7 @@ SENTENCES = {
     "it cannot take a flat batch ({why})": "它不能计算平铺批次（{why}）",
     "{model} does not go through transformers' attention interface": "{model} 不使用 transformers 的注意力接口",
     "layers of kind {kinds} carry state from one row to the next": "{kinds} 类的层会把状态从一行带到下一行",
-    "{device} has none": "{device} 没有 CUDA graph",
+    "{device} has no CUDA graphs": "{device} 没有 CUDA graph",
     "stock transformers waits for the device": "transformers 原有的算法要等待设备",
     "linear attention finds its rows on the host": "线性注意力要在主机上查找各行",
     "layers that are recomputed keep random numbers on the host": "重新计算的层要在主机上保存随机数状态",
