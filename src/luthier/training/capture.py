@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from luthier.choice import Choice
 from luthier.data.render import Example
 from luthier.engine import recurrent
@@ -34,7 +36,8 @@ def pick_cuda_graphs(
     asked = settings.cuda_graphs is True
     try:
         _check(model, engine, settings, recomputed, asked=asked)
-        without, with_graph = try_out(model, engine, dearest())
+        with torch.random.fork_rng():
+            without, with_graph = try_out(model, engine, dearest(), drops=has_dropout(model))
     except CannotCapture as why:
         if asked:
             raise RecipeError(Problem("train.cuda_graphs", str(why), "leave it at auto")) from why
@@ -58,7 +61,6 @@ def against(model: Any, engine: Engine, settings: TrainSettings, recomputed: int
         "linear attention finds its rows on the host": bool(recurrent.layers_of(model)),
         "layers that are recomputed keep random numbers on the host": recomputed > 0,
         "activations wait in the host's memory": settings.offload_activations,
-        "what is dropped is drawn anew for each micro-batch": has_dropout(model),
-        "float16 scales its loss anew at each step": str(model.dtype) == "torch.float16",
+        "float16 scales its loss anew at each step": model.dtype == torch.float16,
         "the same bits are asked for, and what is faster differs": settings.deterministic and not asked,
     }

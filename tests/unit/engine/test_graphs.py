@@ -15,7 +15,7 @@ from luthier.data.render import Example
 from luthier.engine import attention, graphs
 from luthier.engine.attention import dense
 from luthier.engine.engines import FlatEngine, install
-from luthier.engine.graphs import Graphs, Shape
+from luthier.engine.graphs import CannotCapture, Graphs, Shape
 from luthier.engine.instance import relative_error
 from luthier.engine.layout import FlatBatch
 
@@ -28,6 +28,7 @@ class ComputedAgain(Graphs):
 
     def _capture(self, shape: Shape, batch: FlatBatch) -> Any:
         inputs = graphs._Inputs(shape, torch.device("cpu"))
+        inputs.load(batch, 1.0)
         loss = torch.zeros(())
 
         def replay() -> None:
@@ -104,3 +105,18 @@ def test_a_capture_that_fails_in_a_run_is_the_last(
     monkeypatch.setattr(captured, "_capture", full)
     with pytest.raises(torch.OutOfMemoryError):  # which the trainer answers
         captured.backward(LONG, 1.0)
+
+
+def test_what_drops_is_compared_with_the_same_random_numbers(model: Any) -> None:
+    dropping = add_adapter(make_model("llama"), dropout=0.3).train()
+    engine = FlatEngine(share=False)
+    install(dropping, engine)
+    captured = ComputedAgain(dropping, engine)
+    captured.capture(ROWS)
+    before = torch.random.get_rng_state()
+    assert captured.error() == 0
+    assert torch.equal(torch.random.get_rng_state(), before)
+    with pytest.raises(CannotCapture, match="the same each time"):  # as nothing is dropped here
+        same = ComputedAgain(model, engine)
+        same.capture(ROWS)
+        same.error()

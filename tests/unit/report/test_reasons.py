@@ -196,7 +196,7 @@ def of_the_graphs(patch: pytest.MonkeyPatch) -> Iterator[Choice[Any]]:
         patch.setattr(capture, "_check", lambda *_, **__: None)
         yield capture.pick_cuda_graphs(model, FlatEngine(), TrainSettings(), 0, lambda: ROWS)
     for seconds in ((0.302, 0.0385), (0.02, 0.019)):
-        patch.setattr(capture, "try_out", lambda *_, found=seconds: found)
+        patch.setattr(capture, "try_out", lambda *_, found=seconds, **__: found)
         for asked in ("auto", True):
             yield capture.pick_cuda_graphs(model, FlatEngine(), TrainSettings(cuda_graphs=asked), 0, lambda: ROWS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from tiny import add_adapter, make_model
 
 from luthier.choice import Choice
@@ -24,16 +25,15 @@ def pick(
     *,
     engine: Engine | None = None,
     recomputed: int = 0,
-    dropout: float = 0.0,
     dtype: str = "float32",
     **settings: Any,
 ) -> Choice[bool]:
     """On a model that says it lies on a GPU, with what trying gives there."""
-    model = add_adapter(make_model("llama"), dropout=dropout)
-    device = type("OnAGpu", (type(model),), {"device": ON_A_GPU, "dtype": f"torch.{dtype}"})
+    model = add_adapter(make_model("llama"))
+    device = type("OnAGpu", (type(model),), {"device": ON_A_GPU, "dtype": getattr(torch, dtype)})
     model.__class__ = device
 
-    def try_out(*_: Any) -> tuple[float, float]:
+    def try_out(*_: Any, **__: Any) -> tuple[float, float]:
         if isinstance(tried, CannotCapture):
             raise tried
         return tried
@@ -64,7 +64,6 @@ def test_an_explicit_setting_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
         ("stock transformers waits for the device", {"engine": PlainEngine()}),
         ("layers that are recomputed keep random numbers on the host", {"recomputed": 2}),
         ("activations wait in the host's memory", {"offload_activations": True}),
-        ("what is dropped is drawn anew for each micro-batch", {"dropout": 0.1}),
         ("float16 scales its loss anew at each step", {"dtype": "float16"}),
         ("the same bits are asked for, and what is faster differs", {"deterministic": True}),
     ],

@@ -81,7 +81,7 @@ SENTENCES = {
     "linear attention finds its rows on the host": "线性注意力要在主机上查找各行",
     "layers that are recomputed keep random numbers on the host": "重新计算的层要在主机上保存随机数状态",
     "activations wait in the host's memory": "激活值存放在主机内存中",
-    "what is dropped is drawn anew for each micro-batch": "dropout 要为每个微批次重新抽取",
+    "what it drops is the same each time": "每次 dropout 丢弃的都相同",
     "float16 scales its loss anew at each step": "float16 每一步都要重新缩放损失",
     "the same bits are asked for, and what is faster differs": "要求逐位相同，而哪种更快每次可能不同",
     "it cannot be captured ({why})": "无法录制（{why}）",
