@@ -11,6 +11,7 @@ What may be captured, and what must not be: docs.pytorch.org/docs/stable/notes/c
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -276,11 +277,17 @@ class Graphs:
 @contextmanager
 def no_waiting() -> Iterator[None]:
     """What makes the processor wait for the device raises RuntimeError."""
-    torch.cuda.set_sync_debug_mode("error")
+    _on_waiting("error")
     try:
         yield
     finally:
-        torch.cuda.set_sync_debug_mode("default")
+        _on_waiting("default")
+
+
+def _on_waiting(mode: str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode")  # is new, says torch, and misses some
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 class CannotCapture(Exception):
