@@ -12,14 +12,13 @@ import functools
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch.amp import GradScaler
 from torch.utils.data import DataLoader, Dataset
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from luthier import console
@@ -34,6 +33,7 @@ from luthier.training import checkpoint, randomness, room
 from luthier.training.activations import offloaded
 from luthier.training.cut import Cut, is_out_of_memory
 from luthier.training.guard import Guard, finite, read_later, rows_without_loss
+from luthier.training.loop import Loop
 
 READ_LATE = ("cuda",)  # devices on which a step is looked at while the next one is computed
 MPS_RNG = "rng_mps.pth"
@@ -71,7 +71,7 @@ class StepGivenUp(Exception):
     """A stop was asked for in the middle of a step or an evaluation: what was computed of it is thrown away."""
 
 
-class LuthierTrainer(Trainer):  # type: ignore[misc]
+class LuthierTrainer(Loop):
     """Trains on examples with an engine.
 
     Args:
@@ -83,9 +83,6 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         guard: looks at each step before it is applied.
         stop_asked: asked before each micro-batch; True raises StepGivenUp.
     """
-
-    control: Any
-    _globalstep_last_logged: int
 
     def __init__(
         self,
@@ -114,37 +111,19 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         self.engine, self.heldout, self.cut, self.graphs = engine, heldout, cut, graphs
         self.checkpoints_kept, self.guard, self.stop_asked = checkpoints_kept, guard or Guard(), stop_asked
         self.keeping = functools.partial(offloaded, model) if offload else contextlib.nullcontext
-        self.trained_tokens = self.computed_tokens = self.trained_labels = 0
         self.evaluation_seconds = 0.0  # of the last one
         self._batch: Sequence[Example] = ()  # the micro-batch in progress
         self._after_step = randomness.snapshot()
         self._saves_beside: Path | None = None
         self.has_begun = False  # whether all of a checkpoint that is gone on from was taken up
-        self._reads_late = args.device.type in READ_LATE
+        self.reads_late = args.device.type in READ_LATE
         self._unread: tuple[int, Sequence[Example], Callable[[], list[float]]] | None = None
-        self._learned = [p for p in model.parameters() if p.requires_grad]
-        self._late: _LateLog | None = None
 
     def get_train_dataloader(self) -> DataLoader[list[Example]]:
         # batch_size=1 and not None: accelerate's skip_first_batches, by which a run resumes, needs a batch sampler.
         return DataLoader(self.train_dataset, batch_size=1, collate_fn=_only)
 
     # --- a step ---------------------------------------------------------------------------------------------
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer does, but for its `zero_grad`, which would walk through all modules at each step."""
-        self.model.zero_grad = self._forget_gradients
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            del self.model.zero_grad
-
-    def _forget_gradients(self, set_to_none: bool = True) -> None:
-        for parameter in self._learned:
-            parameter.grad = None
-
-    def _clip_grad_norm(self, model: Any) -> Any:
-        return self.accelerator.clip_grad_norm_(self._learned, self.args.max_grad_norm)
 
     def training_step(self, model: Any, inputs: list[Example], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of one optimizer step; returns its mean loss a labelled token."""
@@ -212,8 +191,8 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         On a GPU the optimizer's own kernel passes over it, and which it was is read one step later: the processor does
         not wait for the device. float16's scaler passes over it by itself.
         """
-        found = self.accelerator.gather(finite(total, self._learned)[None]).amin(0)
-        if self._reads_late and self.accelerator.scaler is None:
+        found = self.accelerator.gather(finite(total, self.learned)[None]).amin(0)
+        if self.reads_late and self.accelerator.scaler is None:
             self.optimizer.optimizer.found_inf = 1 - found.amin()
             self._judge()
             self._unread = self.state.global_step + 1, examples, read_later(found)
@@ -336,44 +315,6 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
             self._log_and_save()
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
 
-    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
-        """On a GPU a step is logged when the next one is queued: to read its loss at once would wait for it."""
-        self._write_late_log()
-        control, step = self.control, self.state.global_step
-        ends = control.should_evaluate or control.should_save or control.should_training_stop
-        if self._reads_late and control.should_log and not ends and step < self.state.max_steps:
-            read = read_later(torch.stack([tr_loss, torch.as_tensor(grad_norm, device=tr_loss.device)]))
-            rate = kwargs.get("learning_rate") or self._get_learning_rate()
-            since = step - self._globalstep_last_logged
-            self._late = _LateLog(step, self.state.epoch, since, rate, self.counted, read)
-            self._globalstep_last_logged, control.should_log = step, False
-        else:
-            super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
-        if self._globalstep_last_logged == step:
-            self._tr_loss.zero_()  # the Trainer subtracts the sum from itself, which leaves a NaN a NaN for ever
-
-    def _write_late_log(self) -> None:
-        if self._late is None:
-            return
-        late, state, asked = self._late, self.state, self.control.should_log
-        now = state.global_step, state.epoch
-        loss, norm = late.read()
-        self._total_loss_scalar += loss
-        state.global_step, state.epoch = late.step, late.epoch
-        self.log({"loss": loss / late.steps, "grad_norm": norm, "learning_rate": late.learning_rate})
-        (state.global_step, state.epoch), self.control.should_log, self._late = now, asked, None
-
-    @property
-    def counted(self) -> tuple[int, int, int]:
-        """Tokens trained, computed and labelled in this process, up to the step that is logged."""
-        late = self._late
-        return (self.trained_tokens, self.computed_tokens, self.trained_labels) if late is None else late.counted
-
-    @property
-    def logs_late(self) -> bool:
-        """Whether the next step is computed already while this one is logged."""
-        return self._late is not None
-
     def _log_and_save(self) -> None:
         self._maybe_log_save_evaluate(
             self._tr_loss, None, self.model_wrapped, None, self.state.epoch, None, start_time=time.time()
@@ -431,18 +372,6 @@ class LuthierTrainer(Trainer):  # type: ignore[misc]
         file = Path(folder or "") / MPS_RNG
         if torch.backends.mps.is_available() and file.is_file():
             torch.mps.set_rng_state(torch.load(file, weights_only=True))
-
-
-@dataclass(frozen=True)
-class _LateLog:
-    """What is logged of a step once its loss and its gradient's norm, which `read` gives, are there."""
-
-    step: int
-    epoch: float
-    steps: int
-    learning_rate: float
-    counted: tuple[int, int, int]
-    read: Callable[[], list[float]]
 
 
 class _Beside(TrainerCallback):  # type: ignore[misc]
