@@ -140,7 +140,7 @@ def test_offloading_gives_the_same_gradient_and_keeps_weights_where_they_are() -
 
 def graph_nodes() -> int:
     gc.collect()
-    return sum(isinstance(thing, torch.autograd.Function) for thing in gc.get_objects())
+    return sum(isinstance(thing, torch.autograd.function.BackwardCFunction) for thing in gc.get_objects())
 
 
 def test_nothing_outlives_what_it_was_kept_for() -> None:
@@ -150,5 +150,5 @@ def test_nothing_outlives_what_it_was_kept_for() -> None:
     activations.measure(model, engine, ROWS[:1])
     assert graph_nodes() == before
     with activations.offloaded(model):
-        engine.loss_sum(model, ROWS[:1]).backward()
+        engine.loss_sum(model, ROWS[:1])  # no backward pass, as when memory runs out
     assert graph_nodes() == before
