@@ -55,6 +55,17 @@ def test_what_is_captured_for_a_batch_takes_it(tokens: int, labels: int, count: 
     assert batch.with_room().takes(batch)
 
 
+@given(st.integers(2800, 3584), st.integers(3000, 6656))
+def test_what_is_taken_fills_a_shape_to_its_last_key(tokens: int, keys: int) -> None:
+    """What fills up the tokens has keys of its own, for which there must be room too."""
+    room = Shape(tokens=3477, labels=1497, keys=5100, sequences=33, longest=447).with_room()
+    batch = Shape(tokens, 1497, keys, 33, 447)
+    if room.takes(batch):
+        more = room.fill_up(batch)
+        assert tokens + sum(queries for queries, _ in more) == room.tokens
+        assert keys + sum(own for _, own in more) == room.keys
+
+
 def test_sizes_are_rounded_up() -> None:
     assert [rounded_up(count) for count in (0, 1, 128, 129, 3477, 4097, 5000)] == [128, 128, 128, 256, 3584, 4608, 5120]
     assert all(rounded_up(count) <= count * 1.125 + 128 for count in range(1, 20000))

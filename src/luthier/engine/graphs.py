@@ -71,6 +71,8 @@ class Shape(NamedTuple):
         """Whether it fits, and does not waste much."""
         if bool(self.keys) != bool(batch.keys) or any(mine < its for mine, its in zip(self, batch, strict=True)):
             return False
+        if self.keys and batch.keys + self.tokens - batch.tokens > self.keys:  # what fills up the tokens has keys, too
+            return False
         wasteful = self.tokens > WASTE * batch.tokens + TILE or self.labels > 2 * batch.labels + TILE
         return not wasteful and batch.sequences + len(self.fill_up(batch)) <= self.sequences
 
