@@ -42,8 +42,12 @@ class Sequences:
     longest: int
 
 
-def sequences(segments: tuple[Segment, ...]) -> Sequences:
+def sequences(layout: Layout) -> Sequences:
     """One for each segment, on the host."""
+    segments = layout.segments
+    ends = torch.tensor([0, *(segment.end for segment in segments)], dtype=torch.int32)
+    if not layout.shares:
+        return Sequences(ends, ends, None, layout.longest)
     paths: list[list[Segment]] = []
     holding: list[Segment] = []
     for segment in segments:
@@ -51,13 +55,9 @@ def sequences(segments: tuple[Segment, ...]) -> Sequences:
             holding.pop()
         holding.append(segment)
         paths.append(list(holding))
-    ends = torch.tensor([0, *(segment.end for segment in segments)], dtype=torch.int32)
-    longest = 1 + max(segment.last for segment in segments)
-    if all(len(path) == 1 for path in paths):
-        return Sequences(ends, ends, None, longest)
     keys = [0, *itertools.accumulate(segment.last + 1 for segment in segments)]
     places = torch.cat([torch.arange(part.start, part.end) for path in paths for part in path])
-    return Sequences(ends, torch.tensor(keys, dtype=torch.int32), places, longest)
+    return Sequences(ends, torch.tensor(keys, dtype=torch.int32), places, layout.longest)
 
 
 def in_flashes(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scores: Scores) -> Tensor:
@@ -73,7 +73,7 @@ def asked_of(layout: Layout) -> Sequences:
     """Of this layout, on its device."""
 
     def make() -> Sequences:
-        made = sequences(layout.segments)
+        made = sequences(layout)
         queries, keys = (to_device(ends, layout.device) for ends in (made.queries, made.keys))
         places = None if made.places is None else to_device(made.places, layout.device)
         return Sequences(queries, keys, places, made.longest)

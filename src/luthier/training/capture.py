@@ -15,9 +15,9 @@ from luthier.engine.engines import Engine, FlatEngine
 from luthier.engine.graphs import CannotCapture, try_out
 from luthier.errors import Problem, RecipeError
 from luthier.recipe.schema import TrainSettings
+from luthier.training.plan import ASKED
 
 WORTH_IT = 0.9  # of the time without
-ASKED = "the recipe asks for it"
 
 
 def pick_cuda_graphs(

@@ -90,7 +90,7 @@ def test_a_tree_in_one_call(layout: Layout, window: int | None, monkeypatch: pyt
 
 
 def test_each_segment_sees_its_path() -> None:
-    asked = sequences(DEEP.segments[:5])
+    asked = sequences(Layout(DEEP.segments[:5]))
     assert asked.queries.tolist() == [0, 3, 5, 7, 9, 12]
     assert asked.keys.tolist() == [0, 3, 8, 15, 22, 28]
     assert asked.places is not None
@@ -100,7 +100,7 @@ def test_each_segment_sees_its_path() -> None:
 
 
 def test_nothing_is_picked_where_nothing_is_shared() -> None:
-    asked = sequences(attention.SIDE_BY_SIDE.segments)
+    asked = sequences(attention.SIDE_BY_SIDE)
     assert asked.places is None
     assert asked.queries.tolist() == asked.keys.tolist() == [0, 150, 251, 400]
     assert asked.longest == 150
