@@ -172,6 +172,7 @@ def test_each_automatic_choice_has_its_reason(run: RunFolder) -> None:
         "train.micro_batch_tokens": (1024, "more is no faster on cpu; about 0.0 GB"),
         "train.batch_size": (8, "the recipe asks for it"),
         "train.cuda_graphs": (False, "cpu has no CUDA graphs"),
+        "train.cpu_processes": (1, "there is one thread"),
         "train.eval_steps": (2, "five evaluations in a run, besides the one before it"),
         "train.save_steps": (100, "the recipe asks for it"),
         "tokens of an epoch": (
@@ -332,6 +333,7 @@ def test_the_recipe_is_kept_with_every_default(shop: Workplace, run: RunFolder) 
         "gradient_checkpointing": "auto",
         "offload_activations": False,
         "cuda_graphs": "auto",
+        "cpu_processes": "auto",
         "engine": "auto",
         "seed": 42,
         "deterministic": False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import statistics
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -71,3 +72,26 @@ def micro_batches(
             filling = engine.filling()
         filling.add(example)
     return batches
+
+
+def even_shares(examples: Sequence[Example], engine: Computes, count: int) -> list[list[Example]]:
+    """Cuts the rows of a step into so many shares that cost about the same, or fewer where there are fewer rows.
+
+    Rows that cost least together stay side by side; what the rows of two shares begin with is computed in each.
+    `count`: two or more.
+    """
+    ordered, filling = engine.in_order(examples), engine.filling()
+    costs, again = [0], []  # of all rows before a place; what is computed again if a share begins there
+    for example in ordered:
+        filling.add(example)
+        again.append(engine.filling().added(example) - (filling.tokens - costs[-1]))
+        costs.append(filling.tokens)
+
+    def borders(more: float) -> list[int]:
+        """Where shares end, if each but the first computes so many tokens again."""
+        each = (costs[-1] + (count - 1) * more) / count
+        ends = (share * (each - more) + more for share in range(1, count))
+        return [min(range(len(costs)), key=lambda place: abs(costs[place] - end)) for end in ends]
+
+    found = borders(statistics.fmean(again[min(place, len(again) - 1)] for place in borders(0)))
+    return [ordered[a:b] for a, b in itertools.pairwise(sorted({0, *found, len(ordered)}))]

@@ -11,7 +11,6 @@ import functools
 import os
 import time
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.choice import Choice
@@ -172,19 +171,3 @@ def _device_name(device: str) -> str:
     import torch
 
     return torch.cuda.get_device_name(0) if device == "cuda" else "the Mac's GPU"
-
-
-def release_threads() -> None:
-    """Ends the idle OpenMP threads that the calling thread keeps for its own products; they come again when needed.
-
-    GNU's OpenMP, which PyTorch brings on Linux, counts those of all threads of a process. Where they are more than the
-    cores, it lets them sleep between any two products: half the speed for the thread that has something to compute.
-    """
-    import ctypes
-
-    import torch
-
-    soft = 1  # omp_pause_soft
-    for library in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
-        if (pause := getattr(ctypes.CDLL(str(library)), "omp_pause_resource_all", None)) is not None:
-            pause(soft)

@@ -30,6 +30,18 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def own_peak_bytes() -> int:
+    """The most that this process held beside what it shares with others, as a forked one does (Linux).
+
+    What it holds for itself now, and as much more as all that it held was more before: the system keeps no peak of
+    either part.
+    """
+    import psutil
+
+    now = psutil.Process().memory_full_info()
+    return int(now.uss + peak_bytes("cpu") - now.rss)
+
+
 def available_bytes(device: str) -> int:
     """Memory that can still be taken on the device."""
     if device == "cuda":

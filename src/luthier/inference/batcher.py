@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 import torch
 
 from luthier.errors import InputError, Problem
-from luthier.hardware import compute
+from luthier.hardware.threads import release_threads
 from luthier.inference.adapters import FIRST, Adapters, adapter_folder
 from luthier.inference.decode import Running
 from luthier.inference.grammar import Grammar
@@ -163,7 +163,7 @@ class Batcher:
         self._closed = False
         self._changed = threading.Condition()
         self._threads = torch.get_num_threads()
-        compute.release_threads()
+        release_threads()
         self._thread = threading.Thread(target=self._work, name="luthier-batcher", daemon=True)
         self._thread.start()
 

@@ -129,6 +129,8 @@ class TrainSettings(Section):
     """GPU: what layers keep for the backward pass waits in the host's memory. Slower; where nothing else fits."""
     cuda_graphs: Auto | bool = "auto"
     """GPU: a micro-batch's kernels are started all at once, which is faster with small models. auto: where it is."""
+    cpu_processes: Auto | Count = "auto"
+    """CPU on Linux: so many processes share the threads and the rows of a step. auto: where it is faster, and fits."""
     engine: Auto | Literal["flat", "plain"] = "auto"
     """`flat`: no padding, shared prefixes computed once. `plain`: padded batches of stock transformers."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42

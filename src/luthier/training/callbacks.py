@@ -22,7 +22,8 @@ class Events(TrainerCallback):  # type: ignore[misc]
     """Turns the Trainer's callbacks into the events of events.jsonl.
 
     `counted()` gives the tokens trained, computed and labelled so far, in this process; `logs_late()` whether the step
-    behind the one that is logged has begun; `evaluated_in()` the seconds of the last evaluation.
+    behind the one that is logged has begun; `evaluated_in()` the seconds of the last evaluation; `beside()` the bytes
+    that other processes of this run took at most.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Events(TrainerCallback):  # type: ignore[misc]
         self.counted: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0)
         self.logs_late: Callable[[], bool] = lambda: False
         self.evaluated_in: Callable[[], float] = lambda: 0.0
+        self.beside: Callable[[], int] = lambda: 0
         self._began: float | None = None  # what is logged next
         self._tokens = self._computed = self._labels = 0
 
@@ -78,7 +80,7 @@ class Events(TrainerCallback):  # type: ignore[misc]
                 "seconds": busy,
                 "tokens_per_second": tokens / busy if busy else 0.0,
                 "mfu": None if self.utilization is None else self.utilization.share(computed, labels, busy),
-                "memory_bytes": peak_bytes(self.device),
+                "memory_bytes": peak_bytes(self.device) + self.beside(),
             }
         )
         self._began = now if self.logs_late() else None

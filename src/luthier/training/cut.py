@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from luthier import console
-from luthier.data.batches import micro_batches
+from luthier.data.batches import even_shares, micro_batches
 from luthier.data.render import Example
 from luthier.errors import Problem, RunError
 
@@ -39,7 +39,8 @@ class Cut:
     Args:
         tokens: the budget of a micro-batch.
         parts: micro-batches of a step instead (`gradient_accumulation_steps`).
-        asked: what of both the recipe asks for by name: that is obeyed, or refused where it does not fit.
+        processes: that compute a step together, each its share of the rows.
+        asked: what of tokens and parts the recipe asks for by name: that is obeyed, or refused where it does not fit.
         on_halved: told the new budget.
     """
 
@@ -48,20 +49,27 @@ class Cut:
         tokens: int,
         parts: int | None = None,
         *,
+        processes: int = 1,
         asked: str | None = None,
         on_halved: Callable[[int], None] = lambda tokens: None,
     ) -> None:
-        self.tokens, self.parts, self.asked, self.on_halved = tokens, parts, asked, on_halved
+        self.tokens, self.parts, self.processes, self.asked = tokens, parts, processes, asked
+        self.on_halved = on_halved
 
     @classmethod
-    def of(cls, settings: TrainSettings, tokens: int) -> Cut:
-        """As a recipe has it; `tokens`: what its `micro_batch_tokens` came to."""
+    def of(cls, settings: TrainSettings, tokens: int, processes: int) -> Cut:
+        """As a recipe has it; `tokens`, `processes`: what its `micro_batch_tokens` and `cpu_processes` came to."""
         accumulation = settings.gradient_accumulation_steps
         asked = next((f"train.{name}" for name in CUT_SETTINGS if getattr(settings, name) != "auto"), None)
-        return cls(tokens, None if accumulation == "auto" else accumulation, asked=asked)
+        return cls(tokens, None if accumulation == "auto" else accumulation, processes=processes, asked=asked)
+
+    def shares(self, examples: Sequence[Example], engine: Engine) -> list[list[list[Example]]]:
+        """The micro-batches of each process: at most as many shares as there are processes, and at least one."""
+        shares = even_shares(examples, engine, self.processes) if self.processes > 1 else [examples]
+        return [micro_batches(share, engine, budget=self.tokens, parts=self.parts) for share in shares]
 
     def batches(self, examples: Sequence[Example], engine: Engine) -> list[list[Example]]:
-        return micro_batches(examples, engine, budget=self.tokens, parts=self.parts)
+        return [batch for share in self.shares(examples, engine) for batch in share]
 
     def dearest(
         self, examples: Sequence[Example], steps: Sequence[Sequence[int]], engine: Engine

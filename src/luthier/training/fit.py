@@ -96,6 +96,8 @@ def _train(trainer: LuthierTrainer, run: RunFolder, last: Path | None) -> bool:
             reason = error.problems[0].what if isinstance(error, LuthierError) else f"{type(error).__name__}: {error}"
             run.log({"event": "fail", "step": trainer.state.global_step, "reason": reason})
         raise
+    finally:
+        trainer.close()
     return False
 
 
@@ -143,12 +145,14 @@ def _trainer(
         checkpoints_kept=settings.save_total_limit,
         offload=settings.offload_activations,
         graphs=_graphs(job),
+        processes=job.value("train.cpu_processes"),
         guard=Guard(skipped),
         stop_asked=stop.asked,
         callbacks=callbacks,
     )
     events.counted, events.logs_late = lambda: trainer.counted, lambda: trainer.logs_late
     events.evaluated_in = lambda: trainer.evaluation_seconds
+    events.beside = lambda: trainer.workers.peak_bytes if trainer.workers is not None else 0
     trainer.cut.on_halved = lambda tokens: emit(
         {"event": "memory", "step": trainer.state.global_step, "micro_batch_tokens": tokens}
     )
@@ -166,7 +170,7 @@ def _cut(job: Job, run: RunFolder, last: Path | None) -> Cut:
         for event in timeline(run.events()):
             if event["event"] == "memory" and event["step"] <= checkpoint.step_of(last):
                 tokens = event["micro_batch_tokens"]
-    return Cut.of(job.recipe.train, tokens)
+    return Cut.of(job.recipe.train, tokens, job.value("train.cpu_processes"))
 
 
 def _arguments(job: Job, folder: Path, *, resumed: bool) -> OneDevice:

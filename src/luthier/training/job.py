@@ -12,7 +12,7 @@ from luthier.choice import Choice
 from luthier.data.prepare import Prepared, pick_max_length, prepare
 from luthier.data.render import Example, Renderer
 from luthier.data.steps import Steps
-from luthier.engine.choose import pick_engine
+from luthier.engine.choose import has_dropout, pick_engine
 from luthier.engine.engines import Engine
 from luthier.errors import TrackerError, all_of
 from luthier.hardware import compute
@@ -21,10 +21,12 @@ from luthier.hardware.environment import prepare_torch
 from luthier.hardware.memory import resident_bytes
 from luthier.hub.fetch import LocalModel, fetch_data, fetch_model
 from luthier.model import adapters, load
-from luthier.recipe.schema import ModelSettings, Recipe, TrainSettings
+from luthier.recipe.schema import ModelSettings, Recipe
 from luthier.training import activations, plan, room, takeover, track
 from luthier.training.capture import pick_cuda_graphs
 from luthier.training.cut import Cut
+from luthier.training.forecast.rates import layer_seconds
+from luthier.training.processes import Machine, pick_cpu_processes
 
 
 @dataclass(frozen=True)
@@ -81,22 +83,29 @@ def prepare_job(recipe: Recipe, began_with: Mapping[str, Choice[Any]] | None = N
     activations.recompute(model, layers.value)
     budget = plan.pick_micro_batch(recipe.train, found, layers.value, device)
     choices["train.micro_batch_tokens"] = budget
+    largest = max(budget.value, max(steps.lengths)) * found.bytes_per_token(layers.value)
+    machine = Machine(
+        device, choices["threads"].value, plan.free_bytes(recipe.train, device), largest,
+        found.layers, partial(layer_seconds, model, engine.value),
+    )  # fmt: skip
     with takeover.as_it_began(began_with):
-        first = partial(_dearest, recipe.train, budget.value, engine.value, data.train, steps)
+        processes = choices["train.cpu_processes"] = pick_cpu_processes(
+            recipe.train, engine.value, data.train, steps, budget.value, machine, drops=has_dropout(model)
+        )
+        cut = Cut.of(recipe.train, budget.value, processes.value)
+        first = partial(_dearest, cut, engine.value, data.train, steps)
         choices["train.cuda_graphs"] = pick_cuda_graphs(model, engine.value, recipe.train, layers.value, first)
     choices["train.eval_steps"] = plan.pick_eval_steps(recipe.train, total)
     choices["train.save_steps"] = plan.pick_save_steps(recipe.train, total, choices["train.eval_steps"].value)
-    choices["tokens of an epoch"] = plan.saved_tokens(engine.value, data.train, recipe.train, steps, budget.value)
+    choices["tokens of an epoch"] = plan.saved_tokens(engine.value, data.train, steps, cut)
     choices = takeover.reasons(choices, began_with)
     needed = room.needed(model, recipe.train, total, base.path)
     return Job(asked, base, renderer, data, model, engine.value, steps, choices, needed, runtime)
 
 
-def _dearest(
-    settings: TrainSettings, tokens: int, engine: Engine, examples: Sequence[Example], steps: Steps
-) -> Sequence[Example]:
+def _dearest(cut: Cut, engine: Engine, examples: Sequence[Example], steps: Steps) -> Sequence[Example]:
     """The run's micro-batch of most tokens."""
-    return Cut.of(settings, tokens).dearest(examples, steps.epoch(0), engine)[0]
+    return cut.dearest(examples, steps.epoch(0), engine)[0]
 
 
 def _prepare_data(recipe: Recipe, base: LocalModel, renderer: Renderer, choices: dict[str, Choice[Any]]) -> Prepared:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 from luthier.choice import Choice
-from luthier.data.batches import micro_batches
 from luthier.data.render import Example
 from luthier.data.steps import Steps
 from luthier.engine.engines import Engine
@@ -14,6 +13,7 @@ from luthier.errors import Problem, RecipeError
 from luthier.hardware.memory import available_bytes
 from luthier.recipe.schema import TrainSettings
 from luthier.training.activations import Activations
+from luthier.training.cut import Cut
 
 # From here on a device gets no faster. On a CPU larger micro-batches leave its cache, smaller ones share fewer tokens:
 # on two AVX2 cores a step of 32 rows of SmolLM2 in float32 took 7 % less at 1024 tokens than at 512, with 1 GB more.
@@ -71,7 +71,7 @@ def pick_checkpointing(
         raise _cannot_checkpoint(f"the model has {found.layers} layers that can be recomputed, not {asked}")
     if asked != "auto":
         return Choice(found.layers if asked is True else int(asked), ASKED)
-    tokens, free = _needed_tokens(settings, steps, device), _free_bytes(settings, device, to_come)
+    tokens, free = _needed_tokens(settings, steps, device), free_bytes(settings, device, to_come)
     count = found.layers_to_recompute(tokens, MEMORY_SHARE * free)
     taken, less = (f"{tokens * found.bytes_per_token(layers) / 1e9:.1f}" for layers in (0, count))
     needs = f"{tokens:,} tokens at once take about {taken} of {free / 1e9:.1f} GB free"
@@ -101,7 +101,8 @@ def _needed_tokens(settings: TrainSettings, steps: Steps, device: str) -> int:
     return max(longest, min(sum(steps.lengths), USEFUL_TOKENS[device] if asked == "auto" else asked))
 
 
-def _free_bytes(settings: TrainSettings, device: str, to_come: int) -> int:
+def free_bytes(settings: TrainSettings, device: str, to_come: int = 0) -> int:
+    """What activations may take half of. `to_come`: bytes of it that the weights will take."""
     if settings.offload_activations:
         return available_bytes("cpu")
     return max(0, available_bytes(device) - to_come)
@@ -130,7 +131,7 @@ def pick_micro_batch(
     if settings.micro_batch_tokens != "auto":
         return Choice(settings.micro_batch_tokens, ASKED)
     each = found.bytes_per_token(recomputed)
-    free = _free_bytes(settings, device, to_come)
+    free = free_bytes(settings, device, to_come)
     fitting = max(1, int(MEMORY_SHARE * free / each))
     if fitting < MOST_TOKENS[device]:
         return Choice(fitting, f"half of the {free / 1e9:.1f} GB free, at about {each / 1e6:.1f} MB a token")
@@ -139,17 +140,14 @@ def pick_micro_batch(
     )
 
 
-def saved_tokens(
-    engine: Engine, examples: Sequence[Example], settings: TrainSettings, steps: Steps, budget: int
-) -> Choice[str]:
+def saved_tokens(engine: Engine, examples: Sequence[Example], steps: Steps, cut: Cut) -> Choice[str]:
     """How many tokens the layers compute for an epoch, against a padded batch of all rows of each step."""
-    parts = None if settings.gradient_accumulation_steps == "auto" else settings.gradient_accumulation_steps
     real = padded = computed = 0
     for step in steps.epoch(0):
         rows = [examples[i] for i in step]
         real += sum(len(row.input_ids) for row in rows)
         padded += len(rows) * max(len(row.input_ids) for row in rows)
-        computed += sum(map(engine.cost, micro_batches(rows, engine, budget=budget, parts=parts)))
+        computed += sum(map(engine.cost, cut.batches(rows, engine)))
     size = f"{steps.rows} rows" if steps.tokens is None else "a whole step"
     fewer = f"{1 - computed / padded:.0%} fewer than padded batches of {size}"
     saved = f", {1 - computed / real:.0%} of them shared by rows or after the last label" if computed < real else ""

@@ -27,6 +27,7 @@ SETTINGS = (
     "train.save_steps",
     "train.gradient_checkpointing",
     "train.cuda_graphs",
+    "train.cpu_processes",
 )
 """Settings with an `auto` that measures, counts or asks the machine."""
 

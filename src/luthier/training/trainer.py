@@ -12,6 +12,7 @@ import functools
 import gc
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ from luthier.training.activations import offloaded
 from luthier.training.cut import Cut, is_out_of_memory
 from luthier.training.guard import Guard, finite, read_later, rows_without_loss
 from luthier.training.loop import Loop
+from luthier.training.workers import Batches, WorkerDied, Workers
 
 READ_LATE = ("cuda",)  # devices on which a step is looked at while the next one is computed
 MPS_RNG = "rng_mps.pth"
@@ -79,6 +81,7 @@ class LuthierTrainer(Loop):
         heldout: rows whose loss `evaluate()` gives.
         offload: whether activations wait in the host's memory between forward and backward.
         graphs: micro-batches as CUDA graphs; given up where memory runs out.
+        processes: that compute a step together; one where memory runs out. More than one is ended by `close`.
         checkpoints_kept: how many stay; an old one is deleted only when the newest is sealed.
         guard: looks at each step before it is applied.
         stop_asked: asked before each micro-batch; True raises StepGivenUp.
@@ -96,6 +99,7 @@ class LuthierTrainer(Loop):
         checkpoints_kept: int | None = None,
         offload: bool = False,
         graphs: Graphs | None = None,
+        processes: int = 1,
         guard: Guard | None = None,
         stop_asked: Callable[[], bool] = lambda: False,
         callbacks: Sequence[TrainerCallback] = (),
@@ -115,6 +119,10 @@ class LuthierTrainer(Loop):
         self._batch: Sequence[Example] = ()  # the micro-batch in progress
         self._after_step = randomness.snapshot()
         self._saves_beside: Path | None = None
+        self.workers: Workers | None = None
+        if processes > 1:
+            threads = max(1, torch.get_num_threads() // processes)
+            self.workers = Workers(self.learned, processes - 1, threads, self._work)
         self.has_begun = False  # whether all of a checkpoint that is gone on from was taken up
         self.reads_late = args.device.type in READ_LATE
         self._unread: tuple[int, Sequence[Example], Callable[[], list[float]]] | None = None
@@ -141,12 +149,27 @@ class LuthierTrainer(Loop):
     def _accumulate(
         self, model: Any, examples: Sequence[Example], weight: float
     ) -> tuple[torch.Tensor, list[list[Example]]]:
-        batches = self.cut.batches(examples, self.engine)
+        shares = self.cut.shares(examples, self.engine)
+        with self._beside(shares[1:], weight) as of_others:
+            total = self._add_gradients(model, shares[0], weight)
+        return total + sum(of_others), [batch for share in shares for batch in share]
+
+    def _beside(self, shares: Sequence[Batches], weight: float) -> AbstractContextManager[list[float]]:
+        """What the other processes compute meanwhile; their losses are there at the end."""
+        if self.workers is None:
+            return contextlib.nullcontext([])
+        return self.workers.beside(shares, weight, self._stop_if_asked)
+
+    def _work(self, share: Batches, weight: float) -> float:
+        """A share of a step, in another process."""
+        return float(self._add_gradients(self.model_wrapped, share, weight))
+
+    def _add_gradients(self, model: Any, batches: Batches, weight: float) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
         for batch in batches:
             self._begin(batch)
             total += self._add_gradient(model, batch, weight, last=batch is batches[-1])
-        return total, batches
+        return total
 
     def _add_gradient(self, model: Any, batch: Sequence[Example], weight: float, *, last: bool) -> torch.Tensor:
         """Forward and backward of a micro-batch; returns its loss."""
@@ -162,6 +185,9 @@ class LuthierTrainer(Loop):
     def _begin(self, batch: Sequence[Example]) -> None:
         """Before each micro-batch, so that neither a long step nor a long evaluation delays a stop."""
         self._batch = batch
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
         if self.stop_asked():
             raise StepGivenUp
 
@@ -175,15 +201,32 @@ class LuthierTrainer(Loop):
                 # Processes that exchange gradients would wait for each other for ever.
                 if not is_out_of_memory(error) or self.args.world_size > 1:
                     raise
+                why = str(error) if isinstance(error, WorkerDied) else "out of memory"
             # Here and not above: the exception holds on to the tensors that filled the memory.
             self.model.zero_grad()
-            halves, self.graphs = self.graphs is None, None
+            given_up = self._give_up()
             _free_memory()
             restore()
-            if halves:
-                self.cut.halve(self._batch, self.engine)
+            if given_up:
+                console.warn(f"{why}: {given_up} from here on. The steps stay the same")
             else:
-                console.warn("out of memory: no CUDA graphs from here on. The steps stay the same")
+                self.cut.halve(self._batch, self.engine)
+
+    def _give_up(self) -> str | None:
+        """Does without what takes memory and gives speed: what that means, or None where nothing is left of it."""
+        if self.graphs is not None:
+            self.graphs = None
+            return "no CUDA graphs"
+        if self.workers is not None:
+            self.close()
+            self.workers, self.cut.processes = None, 1
+            return "one process"
+        return None
+
+    def close(self) -> None:
+        """Ends the other processes of this run."""
+        if self.workers is not None:
+            self.workers.close()
 
     def _look_at(self, total: torch.Tensor, examples: Sequence[Example]) -> None:
         """Keeps a step that must not be applied from the weights.
@@ -226,8 +269,8 @@ class LuthierTrainer(Loop):
     def _rehearse(self) -> None:
         data = self.train_dataset
         for batch in self.cut.dearest(data.examples, data.steps.epoch(0), self.engine):
-            self._begin(batch)
-            self._add_gradient(self.model_wrapped, batch, 1.0, last=False)
+            with self._beside([[batch]] * (self.cut.processes - 1), 1.0):
+                self._add_gradients(self.model_wrapped, [batch], 1.0)
             self.model.zero_grad()
 
     # --- evaluation -----------------------------------------------------------------------------------------

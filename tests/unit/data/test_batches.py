@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.batches import epoch_steps, micro_batches
+from luthier.data.batches import epoch_steps, even_shares, micro_batches
 from luthier.data.conversation import Source
 from luthier.data.render import Example
 from luthier.engine.engines import FlatEngine, PlainEngine
@@ -99,3 +99,19 @@ def test_no_row_is_lost_and_no_budget_overrun(lengths: list[int], budget: int, p
         assert all(len(batch) == 1 or PlainEngine().cost(batch) <= budget for batch in batches)
     else:
         assert len(batches) == min(parts, len(rows))
+
+
+def test_shares_of_a_step_cost_about_the_same() -> None:
+    """Padded, by the longest: 18 tokens for the three short rows, 18 for the two long ones."""
+    assert lengths_of(even_shares(rows_of(9, 2, 9, 4, 6), PlainEngine(), 2)) == [[2, 4, 6], [9, 9]]
+    shared = starting([*range(100, 120)], *range(3, 11))
+    assert numbers_of(even_shares(shared, FlatEngine(), 2)) == [[3, 4, 5, 6], [7, 8, 9, 10]]
+    assert numbers_of(even_shares(shared, FlatEngine(), 3)) == [[3, 4, 5], [6, 7], [8, 9, 10]]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(2, 6))
+def test_every_row_is_in_one_share(lengths: list[int], count: int) -> None:
+    shares = even_shares(rows_of(*lengths), FlatEngine(share=False), count)
+    assert sorted(number for share in numbers_of(shares) for number in share) == list(range(1, len(lengths) + 1))
+    assert 1 <= len(shares) <= count
+    assert all(shares)

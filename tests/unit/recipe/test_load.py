@@ -152,7 +152,7 @@ prompts: Who are you?
             "settings here: epochs, steps, batch_size, batch_tokens, gradient_accumulation_steps, micro_batch_tokens, "
             "learning_rate, schedule, warmup, weight_decay, max_grad_norm, logging_steps, save_steps, "
             "save_total_limit, eval_steps, early_stopping_patience, load_best, gradient_checkpointing, "
-            "offload_activations, cuda_graphs, engine, seed, deterministic, save_on_each_node",
+            "offload_activations, cuda_graphs, cpu_processes, engine, seed, deterministic, save_on_each_node",
         ),
         (
             "recipe.yaml, track.to",

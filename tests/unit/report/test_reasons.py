@@ -34,8 +34,9 @@ from luthier.recipe.schema import DataSettings, TrainSettings
 from luthier.report.languages import LANGUAGES, zh_recorded
 from luthier.report.page import write_report
 from luthier.report.record import RunFolder
-from luthier.training import capture, plan, takeover
+from luthier.training import capture, plan, processes, takeover
 from luthier.training.activations import Activations
+from luthier.training.cut import Cut
 
 CHINESE = LANGUAGES["zh"]
 WORD = re.compile(r"\b[A-Za-z][\w.]*", re.ASCII)
@@ -130,6 +131,7 @@ def reasons_on(card: Card, patch: pytest.MonkeyPatch) -> list[str]:
         *of_the_model(),
         *of_the_engine(patch),
         *of_the_graphs(patch),
+        *of_the_processes(patch),
         *of_the_plan(patch),
     ]
     return list(dict.fromkeys(choice.reason for choice in choices))
@@ -201,6 +203,23 @@ def of_the_graphs(patch: pytest.MonkeyPatch) -> Iterator[Choice[Any]]:
             yield capture.pick_cuda_graphs(model, FlatEngine(), TrainSettings(cuda_graphs=asked), 0, lambda: ROWS)
 
 
+def of_the_processes(patch: pytest.MonkeyPatch) -> Iterator[Choice[Any]]:
+    patch.setattr(processes.sys, "platform", "linux")
+    engine = FlatEngine()
+
+    def pick(*, free: float = 64e9, alone: float = 0.5, **asked: Any) -> Choice[int]:
+        settings = TrainSettings(**asked)
+        steps = plan.steps_of(settings, ROWS)
+        machine = processes.Machine("cpu", 4, free, 4e8, 30, lambda _, threads: {n: alone / n**0.5 for n in threads})
+        return processes.pick_cpu_processes(settings, engine, ROWS, steps, 512, machine, drops=False)
+
+    yield from (pick(), pick(alone=1e-5), pick(free=1e9), pick(cpu_processes=1), pick(cpu_processes=2))
+    machine = processes.Machine("cuda", 4, 64e9, 4e8, 30, mock.Mock())
+    for why in processes.reasons(TrainSettings(), engine, machine, drops=False, asked=False):
+        patch.setattr(processes, "reasons", lambda *_, why=why, **__: {why: True})
+        yield pick()
+
+
 def of_the_plan(patch: pytest.MonkeyPatch) -> Iterator[Choice[Any]]:
     for asked in (
         {},
@@ -211,7 +230,8 @@ def of_the_plan(patch: pytest.MonkeyPatch) -> Iterator[Choice[Any]]:
         settings = TrainSettings(**asked)
         steps = plan.steps_of(settings, ROWS)
         yield plan.pick_batch_size(settings, steps)
-        yield from (plan.saved_tokens(engine, ROWS, settings, steps, 512) for engine in (FlatEngine(), PlainEngine()))
+        cut = Cut.of(settings, 512, 1)
+        yield from (plan.saved_tokens(engine, ROWS, steps, cut) for engine in (FlatEngine(), PlainEngine()))
         for free in (10**8, 10**12):
             patch.setattr(plan, "available_bytes", lambda device, free=free: free)
             yield plan.pick_checkpointing(settings, FOUND, steps, "cuda")

@@ -83,3 +83,13 @@ def test_one_row_alone_and_what_is_asked_for_are_refused() -> None:
 )
 def test_what_used_up_memory_looks_like(error: Exception, memory: bool) -> None:
     assert is_out_of_memory(error) is memory
+
+
+def test_each_process_has_micro_batches_of_its_own() -> None:
+    """Of 34 tokens 17 each, as near as whole rows come to it."""
+    engine = FlatEngine(share=False)
+    cut = Cut(12, processes=2)
+    first, second = cut.shares(ROWS, engine)
+    assert (numbers(first), numbers(second)) == ([[1, 5], [3]], [[4], [2]])
+    assert numbers(cut.batches(ROWS, engine)) == [[1, 5], [3], [4], [2]]
+    assert [numbers(share) for share in cut.shares(ROWS[:1], engine)] == [[[1]]]

@@ -14,6 +14,7 @@ from luthier.errors import Problem, RecipeError
 from luthier.recipe.schema import TrainSettings
 from luthier.training import plan
 from luthier.training.activations import Activations
+from luthier.training.cut import Cut
 
 ASKED = "the recipe asks for it"
 
@@ -182,7 +183,7 @@ def test_tokens_of_an_epoch() -> None:
     everything = settings(batch_size=4)
 
     def saved(engine: Engine, asked: TrainSettings, budget: int) -> Choice[str]:
-        return plan.saved_tokens(engine, rows, asked, plan.steps_of(asked, rows), budget)
+        return plan.saved_tokens(engine, rows, plan.steps_of(asked, rows), Cut.of(asked, budget, 1))
 
     assert saved(FlatEngine(), everything, 10**6) == Choice(
         "17 / 72",

@@ -15,6 +15,7 @@ from luthier.hardware.environment import KERNELS_KEPT
 from luthier.inference.generate import AT_ONCE
 from luthier.training.forecast.sketch import Taken
 from luthier.training.forecast.workload import Workload
+from luthier.training.processes import BESIDE
 
 MOMENTS = 2  # of AdamW, beside each weight of the adapter and its gradient
 LATER = 70_000_000
@@ -67,6 +68,7 @@ def memory(
     half: bool,
     answers: int = 0,
     offloaded: bool = False,
+    processes: int = 1,
 ) -> Memory:
     """What a run takes on `device`.
 
@@ -78,6 +80,7 @@ def memory(
         half: whether it is computed in bfloat16.
         answers: keys and values of those that are written together.
         offloaded: whether what layers keep waits in the host's memory.
+        processes: that compute such a micro-batch each, and add up gradients of their own.
     """
     weights, adapter, _ = sizes
     steady = {"weights": weights, "adapter": adapter, "gradients": adapter, "optimizer": MOMENTS * adapter}
@@ -91,8 +94,11 @@ def memory(
         return Memory({**computing, "runtime": CONTEXT}, host)
     beside = {"kernels": KERNELS if half else 0, "runtime": runtime + LATER}
     holes = round(HOLES_OF_COMPUTED * taken.kept + HOLES_OF_KEPT * taken.activations)
+    holes = holes if leaves_holes() else 0
+    each = BESIDE + (KERNELS if half else 0) + 2 * adapter + taken.total + holes  # its gradient, and a place for it
+    others = {"other processes": (processes - 1) * each} if processes > 1 else {}
     phases = {
-        "steps": {**computing, "holes": holes if leaves_holes() else 0, **beside},
+        "steps": {**computing, "holes": holes, **others, **beside},
         "reading": {"weights": weights, "weight files": stored, "runtime": runtime},
         "answers": {**steady, "keys and values": answers, **beside},
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -30,6 +32,7 @@ from luthier.training.forecast.rates import Rates
 from luthier.training.forecast.seconds import READ_PER_SECOND, Seconds, seconds
 from luthier.training.forecast.sketch import Sketch
 from luthier.training.forecast.workload import Piece, Workload, imagined, workload
+from luthier.training.processes import Machine, pick_cpu_processes
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ class Forecast:
     """A model, rows and a machine, for which recipes that differ in their settings can be planned.
 
     data: None where there are no rows, or no tokenizer. loading: asked when all is measured for the seconds until then.
-    to_come: whether the weights are yet to be loaded. free: what there is.
+    to_come: whether the weights are yet to be loaded. free: what there is. layer_seconds: of a micro-batch, with each
+    of these numbers of threads.
     """
 
     config: Any
@@ -115,6 +119,7 @@ class Forecast:
     engine: str
     share: bool
     free: Room
+    layer_seconds: Callable[[Sequence[Example], Sequence[int]], Mapping[int, float]]
     to_come: bool = True
     sketches: dict[Any, Sketch] = field(default_factory=dict)
     measured: dict[str, Rates] = field(default_factory=dict)
@@ -129,13 +134,22 @@ class Forecast:
         found = sketch.kept_per_token([max(rows, key=lambda row: len(row.input_ids))])
         layers = plan.pick_checkpointing(recipe.train, found, steps, self.device, to_come=ahead)
         budget = plan.pick_micro_batch(recipe.train, found, layers.value, self.device, to_come=ahead)
-        choices = {"train.gradient_checkpointing": layers, "train.micro_batch_tokens": budget}
-        work = self._work(recipe, steps, sketch.engine, budget.value)
-        dearest = (
-            work.dearest
-            if work
-            else Cut.of(recipe.train, budget.value).dearest(rows, [range(len(rows))], sketch.engine)
+        machine = Machine(
+            self.device, torch.get_num_threads(), plan.free_bytes(recipe.train, self.device, ahead),
+            max(budget.value, max(steps.lengths)) * found.bytes_per_token(layers.value),
+            sketch.layers, self.layer_seconds,
+        )  # fmt: skip
+        processes = pick_cpu_processes(
+            recipe.train, sketch.engine, rows, steps, budget.value, machine, drops=not self.share
         )
+        choices = {
+            "train.gradient_checkpointing": layers,
+            "train.micro_batch_tokens": budget,
+            "train.cpu_processes": processes,
+        }
+        cut = Cut.of(recipe.train, budget.value, processes.value)
+        work = self._work(recipe, steps, sketch.engine, cut)
+        dearest = work.dearest if work else cut.dearest(rows, [range(len(rows))], sketch.engine)
         taken = max((sketch.take(batch, layers.value) for batch in dearest), key=lambda each: each.total)
         stored_dtype = getattr(torch, self._stored_dtype)
         stored = sizes[0] * stored_dtype.itemsize // sketch.dtype.itemsize if stored_dtype != sketch.dtype else 0
@@ -148,6 +162,7 @@ class Forecast:
             half=dtype == "bfloat16",
             answers=memory.answers_bytes(self.config, sketch.dtype, work) if work else 0,
             offloaded=recipe.train.offload_activations,
+            processes=processes.value,
         )
         planned = Plan(
             self.ref, self.device, dtype, sizes[2], sketch.layers, layers.value,
@@ -197,13 +212,13 @@ class Forecast:
         tokens = max(longest, plan.MOST_TOKENS[self.device] if asked == "auto" else asked)
         return imagined(longest, tokens, text.vocab_size)
 
-    def _work(self, recipe: Recipe, steps: Steps, engine: Engine, tokens: int) -> Workload | None:
+    def _work(self, recipe: Recipe, steps: Steps, engine: Engine, cut: Cut) -> Workload | None:
         if self.data is None:
             return None
         total = plan.total_steps(recipe.train, steps)
         eval_steps = plan.pick_eval_steps(recipe.train, total).value
         save_steps = plan.pick_save_steps(recipe.train, total, eval_steps).value
-        return workload(recipe, self.data, steps, engine, tokens=tokens, eval_steps=eval_steps, save_steps=save_steps)
+        return workload(recipe, self.data, steps, engine, cut=cut, eval_steps=eval_steps, save_steps=save_steps)
 
 
 def of_recipe(recipe: Recipe, began: float) -> tuple[Plan, Forecast, dict[str, Any] | None]:
@@ -223,18 +238,20 @@ def of_recipe(recipe: Recipe, began: float) -> tuple[Plan, Forecast, dict[str, A
         config, recipe.model.ref, data, device, resident_bytes(),
         lambda: reading, "plain" if recipe.train.engine == "plain" else "flat",
         share=recipe.adapter.dropout == 0 and not has_dropout(_Only(config)), free=free,
+        layer_seconds=lambda batch, threads: rates.layer_seconds(*short(), batch, threads),
     )  # fmt: skip
+
+    @functools.cache
+    def short() -> tuple[Any, Engine]:
+        assert data is not None
+        model = rates.short_model(config, dtype=dtype, device=device, remote_code=recipe.model.trust_remote_code)
+        model = adapters.attach(model, recipe.adapter)
+        return model, pick_engine(model, data.train, asked=recipe.train.engine).value
 
     def measure(work: Workload) -> Rates:
         engine = forecast.sketch(recipe, dtype).engine
         name = rates.key(config, work, engine, **_facts(recipe, device, dtype, forecast.engine))
-        return rates.of(name, device, dtype, lambda: rehearse(work))
-
-    def rehearse(work: Workload) -> Rates:
-        assert data is not None
-        model = rates.short_model(config, dtype=dtype, device=device, remote_code=recipe.model.trust_remote_code)
-        model = adapters.attach(model, recipe.adapter)
-        return rates.measure(model, pick_engine(model, data.train, asked=recipe.train.engine).value, work, dtype)
+        return rates.of(name, device, dtype, lambda: rates.measure(*short(), work, dtype))
 
     planned = forecast.plan(recipe, dtype, measure)
     lengths = None
@@ -252,7 +269,7 @@ def of_job(made: job.Job, began: float) -> Plan:
     forecast = Forecast(
         model.config, recipe.model.ref, made.data, device, made.runtime,
         lambda: time.perf_counter() - began, engine.name, share=getattr(engine, "share", False),
-        free=room_now(device), to_come=False,
+        free=room_now(device), layer_seconds=partial(rates.layer_seconds, model, engine), to_come=False,
     )  # fmt: skip
 
     def measure(work: Workload) -> Rates:

@@ -27,6 +27,7 @@ from luthier.engine.engines import Engine, PlainEngine, install
 from luthier.engine.instance import evaluating, in_mode
 from luthier.hardware import compute
 from luthier.hardware.probe import cpu_name
+from luthier.hardware.threads import with_threads
 from luthier.hub.cache import cache_dir
 from luthier.inference.adapters import Adapters
 from luthier.inference.decode import Running
@@ -106,6 +107,7 @@ def key(config: Any, workload: Workload, engine: Engine, **facts: Any) -> str:
         "shape": shape,
         "samples": [dataclasses.astuple(Piece.of(batch, engine)) for batch in workload.samples],
         "questions": workload.questions,
+        "processes": workload.processes,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
@@ -161,6 +163,21 @@ def timed_layers(config: Any) -> int:
     return min(period(config), layers - 1)
 
 
+def layer_seconds(model: Any, engine: Engine, batch: Sequence[Example], threads: Sequence[int]) -> dict[int, float]:
+    """Of one layer of a micro-batch, forward and backward, with each of these numbers of CPU threads.
+
+    Random numbers and gradients are left as they were.
+    """
+    found = {}
+    with torch.random.fork_rng(), _first_layers(model, timed_layers(model.config) + 1):
+        clock = _Clock(model, model.device.type)
+        for count in threads:
+            with with_threads(count):
+                timed = _step(model, engine, batch, clock)
+            found[count] = timed.forward + timed.backward
+    return found
+
+
 def measure(model: Any, engine: Engine, workload: Workload, dtype: str) -> Rates:
     """Times the first layers of this model, which may be a whole one, with its adapter and engine.
 
@@ -170,9 +187,10 @@ def measure(model: Any, engine: Engine, workload: Workload, dtype: str) -> Rates
     with torch.random.fork_rng(), _first_layers(model, timed_layers(model.config) + 1):
         clock = _Clock(model, device)
         steps, colder = [], []
-        for batch in workload.samples:
-            steps.append(_step(model, engine, batch, clock))
-            colder.append(clock.colder)
+        with with_threads(max(1, torch.get_num_threads() // workload.processes)):  # those of each process
+            for batch in workload.samples:
+                steps.append(_step(model, engine, batch, clock))
+                colder.append(clock.colder)
         middle = workload.samples[len(workload.samples) // 2]
         heldout = _heldout(model, engine, middle, clock)
         update = _update(model)

@@ -64,9 +64,10 @@ def seconds(
     held = heldout_seconds(rates, layers=layers)
     sampled = sample.MAX_NEW_TOKENS * token_seconds(rates, layers) if work.questions else 0.0
     ending = 2 * held(Piece(work.ending_tokens, 0)) if work.ending_tokens else 0.0
+    computing = sum(map(step, work.pieces)) + len(work.pieces) * rates.new_shape
     return Seconds(
         before=loading + sum(map(step, dearest)) + len(dearest) * rates.new_shape,
-        steps=sum(map(step, work.pieces)) + len(work.pieces) * rates.new_shape + work.steps * layers * rates.update,
+        steps=computing / work.processes + work.steps * layers * rates.update,
         evaluation=work.evaluations * (sum(map(held, work.heldout)) + sampled) + 2 * sum(map(held, work.measured)),
         saves=work.saves * (PER_SAVE + saved_bytes / SAVED_PER_SECOND),
         answers=answer_seconds(work, rates, layers) + ending,

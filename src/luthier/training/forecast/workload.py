@@ -41,7 +41,7 @@ class Workload:
 
     dearest: the micro-batches that take most memory. samples: some of an epoch, from small to large, to be timed.
     epoch: the pieces of each step of an epoch. heldout: those of an evaluation. measured: of the rows that
-    are measured one by one.
+    are measured one by one. processes: compute a step together, each about as much of it.
     real: tokens of the rows of each step of an epoch. padded: of padded batches of all of them.
     """
 
@@ -58,6 +58,7 @@ class Workload:
     ending_tokens: int
     real: list[int]
     padded: int
+    processes: int = 1
 
     @property
     def computed(self) -> int:
@@ -80,10 +81,10 @@ class Workload:
 
 
 def workload(
-    recipe: Recipe, data: Prepared, steps: Steps, engine: Engine, *, tokens: int, eval_steps: int, save_steps: int
+    recipe: Recipe, data: Prepared, steps: Steps, engine: Engine, *, cut: Cut, eval_steps: int, save_steps: int
 ) -> Workload:
-    """The rows at hand, cut into micro-batches of at most so many tokens."""
-    cut, epoch = Cut.of(recipe.train, tokens), steps.epoch(0)
+    """The rows at hand, cut into micro-batches so."""
+    epoch = steps.epoch(0)
     rows = [[data.train[i] for i in step] for step in epoch]
     batches = [cut.batches(step, engine) for step in rows]
     heldout, measured = data.heldout_examples, [example for row in spread(data.heldout) for example in row]
@@ -94,8 +95,8 @@ def workload(
         dearest=cut.dearest(data.train, epoch, engine),
         samples=_spread([batch for step in batches for batch in step], engine),
         epoch=[[Piece.of(batch, engine) for batch in step] for step in batches],
-        heldout=[Piece.of(batch, engine) for batch in micro_batches(heldout, engine, budget=tokens)],
-        measured=[Piece.of(batch, engine) for batch in micro_batches(measured, engine, budget=tokens)],
+        heldout=[Piece.of(batch, engine) for batch in micro_batches(heldout, engine, budget=cut.tokens)],
+        measured=[Piece.of(batch, engine) for batch in micro_batches(measured, engine, budget=cut.tokens)],
         steps=total,
         evaluations=1 + math.ceil(total / eval_steps) if heldout else 0,
         saves=math.ceil(total / save_steps),
@@ -104,6 +105,7 @@ def workload(
         ending_tokens=sum(len(row.input_ids) for row in ending.chosen(heldout)),
         real=[sum(len(row.input_ids) for row in step) for step in rows],
         padded=sum(len(step) * max(len(row.input_ids) for row in step) for step in rows),
+        processes=cut.processes,
     )
 
 

@@ -10,9 +10,10 @@ import torch
 from transformers import AutoConfig
 
 from luthier.training.forecast import memory
-from luthier.training.forecast.memory import CONTEXT, LATER, Memory
+from luthier.training.forecast.memory import CONTEXT, KERNELS, LATER, Memory
 from luthier.training.forecast.sketch import Taken
 from luthier.training.forecast.workload import Workload
+from luthier.training.processes import BESIDE
 
 WORK = Workload([], [], [[]], [], [], 1, 1, 1, 0, 0, 0, [0], 0)
 SIZES = (10**9, 10**7, 510 * 10**6)
@@ -35,9 +36,20 @@ COMPUTING = {**STEADY, "activations": 2 * 10**9, "logits": 3 * 10**8}
 
 def test_on_a_cpu_all_is_in_one_place(holes: None) -> None:
     whole = found("cpu")
-    assert whole.device == {**COMPUTING, "holes": 126 * 10**7, "kernels": 0, "runtime": 4 * 10**8 + LATER}
+    assert whole.device == {
+        **COMPUTING,
+        "holes": 126 * 10**7,
+        "kernels": 0,
+        "runtime": 4 * 10**8 + LATER,
+    }
     assert (whole.host, whole.phase) == ({}, "steps")
     assert whole.peak == whole.measurable == 5_070_000_000
+
+
+def test_other_processes_take_all_but_weights_optimizer_and_what_libraries_hold(holes: None) -> None:
+    """Three more: each a micro-batch with its holes, kernels, a gradient and its place, and what Python writes to."""
+    each = 23 * 10**8 + 126 * 10**7 + KERNELS + 2 * 10**7 + BESIDE
+    assert found("cpu", half=True, processes=4).device["other processes"] == 3 * each
 
 
 def test_where_the_allocator_leaves_no_holes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from transformers import AutoConfig
@@ -37,7 +38,18 @@ def forecast(memory: int | None, monkeypatch: pytest.MonkeyPatch) -> Forecast:
     monkeypatch.setattr(settings, "available_bytes", lambda device: memory)
     config = AutoConfig.for_model(**next(m["config"] for m in common.models() if m["name"] == "Qwen3 8B"))
     room = Room(memory, 64 * parse.GIB)
-    return Forecast(config, "Qwen/Qwen3-8B", None, "cuda", 4 * 10**8, lambda: 0.0, "flat", share=True, free=room)
+    return Forecast(
+        config,
+        "Qwen/Qwen3-8B",
+        None,
+        "cuda",
+        4 * 10**8,
+        lambda: 0.0,
+        "flat",
+        share=True,
+        free=room,
+        layer_seconds=mock.Mock(),
+    )
 
 
 def test_a_card_that_is_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:

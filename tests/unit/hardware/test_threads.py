@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import os, torch
-from luthier.hardware.compute import release_threads
+from luthier.hardware.threads import release_threads
 torch.set_num_threads(2)
 def threads():
     return len(os.listdir("/proc/self/task"))
