@@ -77,21 +77,36 @@ def micro_batches(
 def even_shares(examples: Sequence[Example], engine: Computes, count: int) -> list[list[Example]]:
     """Cuts the rows of a step into so many shares that cost about the same, or fewer where there are fewer rows.
 
-    Rows that cost least together stay side by side; what the rows of two shares begin with is computed in each.
-    `count`: two or more.
+    Rows that cost least together stay side by side, but for a few that go where less is to be done. What the rows of
+    two shares begin with is computed in each. `count`: two or more.
     """
     ordered, filling = engine.in_order(examples), engine.filling()
-    costs, again = [0], []  # of all rows before a place; what is computed again if a share begins there
+    added, again = [], []  # by each row behind those before it, and what it computes again where a share begins with it
     for example in ordered:
+        added.append(filling.added(example))
+        again.append(engine.filling().added(example) - added[-1])
         filling.add(example)
-        again.append(engine.filling().added(example) - (filling.tokens - costs[-1]))
-        costs.append(filling.tokens)
+    before = [0, *itertools.accumulate(added)]
 
     def borders(more: float) -> list[int]:
         """Where shares end, if each but the first computes so many tokens again."""
-        each = (costs[-1] + (count - 1) * more) / count
+        each = (before[-1] + (count - 1) * more) / count
         ends = (share * (each - more) + more for share in range(1, count))
-        return [min(range(len(costs)), key=lambda place: abs(costs[place] - end)) for end in ends]
+        return [min(range(len(before)), key=lambda place: abs(before[place] - end)) for end in ends]
 
-    found = borders(statistics.fmean(again[min(place, len(again) - 1)] for place in borders(0)))
-    return [ordered[a:b] for a, b in itertools.pairwise(sorted({0, *found, len(ordered)}))]
+    more = statistics.fmean(again[min(place, len(again) - 1)] for place in borders(0))
+    places = sorted({0, *borders(more), len(ordered)})
+    shares = [list(range(*border)) for border in itertools.pairwise(places)]
+
+    def cost(share: list[int]) -> int:
+        return again[share[0]] + sum(added[place] for place in share)
+
+    for _ in ordered:
+        least, most = min(shares, key=cost), max(shares, key=cost)
+        excess = cost(most) - cost(least)
+        moved = min(most[1:], key=lambda place: abs(added[place] - excess / 2), default=None)
+        if moved is None or added[moved] >= excess:
+            break
+        most.remove(moved)
+        least.append(moved)
+    return [[ordered[place] for place in share] for share in shares]
