@@ -22,7 +22,7 @@ def run(task: Task, engine: str) -> Result:
         tokens=sum(step["tokens"] for step in steps[1:]),
         labelled=sum(map(num_labels, task.labels[task.measured])),
         losses=[step["loss"] for step in steps],
-        peak_bytes=peak_bytes(task.device),
+        peak_bytes=max(peak_bytes(task.device), *(step["memory_bytes"] for step in steps)),  # of all its processes
         same_labels=True,
         notes=[f"engine {choices['train.engine'].value}"],
         versions=versions(),

@@ -4,6 +4,7 @@ against them.
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from luthier.training.plan import ASKED, MEMORY_SHARE
 WORTH_IT = 0.92  # of the time of one; measured alone, processes do not disturb each other as they will
 EXCHANGE = 0.02  # seconds a step: rows there, gradients back
 STEPS_LOOKED_AT = 20
-BESIDE = 200_000_000
-"""Bytes of a process besides activations: what Python writes to of that which is shared, and oneDNN's kernels."""
+BESIDE = 100_000_000
+"""Bytes of a process besides activations and kernels: what Python writes to of that which is shared. Two processes took
+so much more than the plan of their parts, 2.5 and 2.7 GB with SmolLM2, 5.8 in the shape of Qwen3-0.6B."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def reasons(settings: TrainSettings, engine: Engine, machine: Machine, *, drops:
     return {
         f"{machine.device} computes for one process": machine.device != "cpu",
         "the system cannot copy a running process": sys.platform != "linux",
+        "this process may not have others of its own": multiprocessing.current_process().daemon,
         "there is one thread": machine.threads == 1,
         "the model's layers cannot be timed": machine.layers == 0,
         "stock transformers is the reference": engine.name != "flat",

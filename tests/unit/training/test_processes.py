@@ -82,7 +82,7 @@ def test_as_many_as_memory_holds() -> None:
     of_two = 2 * 2 * (4e8 + BESIDE)
     assert pick(threads=8, free=of_two).value == 2
     assert pick(threads=8, free=2 * of_two).value == 4
-    assert pick(free=of_two - 1) == Choice(1, "two would take 1.2 GB, and half of what is free is 1.2 GB")
+    assert pick(free=of_two - 1) == Choice(1, "two would take 1.0 GB, and half of what is free is 1.0 GB")
 
 
 @pytest.mark.parametrize(

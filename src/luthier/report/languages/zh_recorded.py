@@ -89,6 +89,7 @@ SENTENCES = {
     "{with_graph} ms a micro-batch, {without} without": "每个微批次 {with_graph} 毫秒，不用则为 {without} 毫秒",
     "{device} computes for one process": "{device} 只为一个进程计算",
     "the system cannot copy a running process": "这个系统不能复制正在运行的进程",
+    "this process may not have others of its own": "这个进程不能有自己的子进程",
     "there is one thread": "只有一个线程",
     "the model's layers cannot be timed": "无法单独为模型的层计时",
     "stock transformers is the reference": "transformers 原有的算法是参照",

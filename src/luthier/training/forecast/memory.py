@@ -93,9 +93,9 @@ def memory(
             host["activations"] = waiting
         return Memory({**computing, "runtime": CONTEXT}, host)
     beside = {"kernels": KERNELS if half else 0, "runtime": runtime + LATER}
-    holes = round(HOLES_OF_COMPUTED * taken.kept + HOLES_OF_KEPT * taken.activations)
-    holes = holes if leaves_holes() else 0
-    each = BESIDE + (KERNELS if half else 0) + 2 * adapter + taken.total + holes  # its gradient, and a place for it
+    holes = round(HOLES_OF_COMPUTED * taken.kept + HOLES_OF_KEPT * taken.activations) if leaves_holes() else 0
+    # Its gradient, and a place for it. It computes steps alone, so fewer sizes leave holes: half of them, by sight.
+    each = BESIDE + (KERNELS if half else 0) + 2 * adapter + taken.total + holes // 2
     others = {"other processes": (processes - 1) * each} if processes > 1 else {}
     phases = {
         "steps": {**computing, "holes": holes, **others, **beside},

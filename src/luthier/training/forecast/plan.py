@@ -250,7 +250,7 @@ def of_recipe(recipe: Recipe, began: float) -> tuple[Plan, Forecast, dict[str, A
 
     def measure(work: Workload) -> Rates:
         engine = forecast.sketch(recipe, dtype).engine
-        name = rates.key(config, work, engine, **_facts(recipe, device, dtype, forecast.engine))
+        name = rates.key(config, work.samples, engine, **_facts(recipe, work, device, dtype))
         return rates.of(name, device, dtype, lambda: rates.measure(*short(), work, dtype))
 
     planned = forecast.plan(recipe, dtype, measure)
@@ -273,7 +273,7 @@ def of_job(made: job.Job, began: float) -> Plan:
     )  # fmt: skip
 
     def measure(work: Workload) -> Rates:
-        name = rates.key(model.config, work, engine, **_facts(recipe, device, dtype, engine.name))
+        name = rates.key(model.config, work.samples, engine, **_facts(recipe, work, device, dtype))
         return rates.of(name, device, dtype, lambda: rehearse(work))
 
     def rehearse(work: Workload) -> Rates:
@@ -308,8 +308,9 @@ def room_now(device: str) -> Room:
     return Room(host, host)
 
 
-def _facts(recipe: Recipe, device: str, dtype: str, engine: str) -> dict[str, Any]:
-    return {"device": device, "dtype": dtype, "way": engine, "adapter": recipe.adapter.model_dump()}
+def _facts(recipe: Recipe, work: Workload, device: str, dtype: str) -> dict[str, Any]:
+    of_work = {"questions": work.questions, "processes": work.processes}
+    return {"device": device, "dtype": dtype, "adapter": recipe.adapter.model_dump(), **of_work}
 
 
 class _Only:

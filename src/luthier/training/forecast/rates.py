@@ -96,7 +96,7 @@ class Rates:
         return cls(**{**raw, "steps": steps, "heldout": Timed(**raw["heldout"])})
 
 
-def key(config: Any, workload: Workload, engine: Engine, **facts: Any) -> str:
+def key(config: Any, batches: Sequence[Sequence[Example]], engine: Engine, **facts: Any) -> str:
     """What a measurement depends on: machine, versions, threads, dtype, the model's shape, and the micro-batches."""
     shape = {name: value for name, value in config.to_dict().items() if not name.startswith("_")}
     facts |= {
@@ -105,9 +105,8 @@ def key(config: Any, workload: Workload, engine: Engine, **facts: Any) -> str:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if facts["device"] == "cuda" else None,
         "shape": shape,
-        "samples": [dataclasses.astuple(Piece.of(batch, engine)) for batch in workload.samples],
-        "questions": workload.questions,
-        "processes": workload.processes,
+        "way": engine.name,
+        "samples": [dataclasses.astuple(Piece.of(batch, engine)) for batch in batches],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
@@ -133,9 +132,13 @@ def kept(name: str, device: str, dtype: str) -> Rates | None:
 
 
 def keep(name: str, rates: Rates) -> None:
+    _write(_file(name), rates.to_json())
+
+
+def _write(file: Path, found: Any) -> None:
     with contextlib.suppress(OSError):  # a cache that cannot be written costs some seconds the next time
-        _file(name).parent.mkdir(parents=True, exist_ok=True)
-        disk.replace(_file(name), json.dumps(rates.to_json()).encode())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        disk.replace(file, json.dumps(found).encode())
 
 
 def _file(name: str) -> Path:
@@ -166,8 +169,14 @@ def timed_layers(config: Any) -> int:
 def layer_seconds(model: Any, engine: Engine, batch: Sequence[Example], threads: Sequence[int]) -> dict[int, float]:
     """Of one layer of a micro-batch, forward and backward, with each of these numbers of CPU threads.
 
-    Random numbers and gradients are left as they were.
+    What was measured once is kept: it is compared, and all of it was measured in the same minute. Random numbers and
+    gradients are left as they were.
     """
+    learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    facts = {"device": model.device.type, "dtype": str(model.dtype), "learned": learned, "of": list(threads)}
+    file = _file(key(model.config, [batch], engine, **facts))
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return dict(zip(threads, map(float, json.loads(file.read_bytes())), strict=True))
     found = {}
     with torch.random.fork_rng(), _first_layers(model, timed_layers(model.config) + 1):
         clock = _Clock(model, model.device.type)
@@ -175,6 +184,7 @@ def layer_seconds(model: Any, engine: Engine, batch: Sequence[Example], threads:
             with with_threads(count):
                 timed = _step(model, engine, batch, clock)
             found[count] = timed.forward + timed.backward
+    _write(file, list(found.values()))
     return found
 
 

@@ -47,8 +47,8 @@ def test_on_a_cpu_all_is_in_one_place(holes: None) -> None:
 
 
 def test_other_processes_take_all_but_weights_optimizer_and_what_libraries_hold(holes: None) -> None:
-    """Three more: each a micro-batch with its holes, kernels, a gradient and its place, and what Python writes to."""
-    each = 23 * 10**8 + 126 * 10**7 + KERNELS + 2 * 10**7 + BESIDE
+    """Three more: each a micro-batch with half the holes, kernels, a gradient and its place, what Python writes to."""
+    each = 23 * 10**8 + 63 * 10**7 + KERNELS + 2 * 10**7 + BESIDE
     assert found("cpu", half=True, processes=4).device["other processes"] == 3 * each
 
 

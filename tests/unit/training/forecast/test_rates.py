@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+import torch
 from tiny import add_adapter, make_model
 
+from luthier.data.conversation import Source
+from luthier.data.render import IGNORE, Example
 from luthier.engine.engines import FlatEngine, install
 from luthier.training.forecast import rates
 
@@ -15,3 +21,27 @@ def test_rehearsed_answers_leave_the_weights_where_they_were() -> None:
     before = [parameter.data_ptr() for parameter in model.parameters()]
     rates._answers(model, engine, rates._Clock(model, "cpu"), 1)
     assert [parameter.data_ptr() for parameter in model.parameters()] == before
+
+
+def test_a_layer_is_timed_with_each_number_of_threads_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And asked for again, it is what was kept: of this micro-batch, these threads and this model."""
+    model, engine = add_adapter(make_model("llama", num_hidden_layers=3)), FlatEngine()
+    install(model, engine)
+    used: list[int] = []
+    measured = rates._step
+
+    def step(*inputs: Any) -> rates.Timed:
+        used.append(torch.get_num_threads())
+        return measured(*inputs)
+
+    monkeypatch.setattr(rates, "_step", step)
+    rows = [Example([5, 6, 7, 8], [IGNORE, 6, 7, 8], Source("rows.json", 1))]
+    found = rates.layer_seconds(model, engine, rows, [2, 1])
+    assert (list(found), used) == ([2, 1], [2, 1])
+    assert all(0 < seconds < 1 for seconds in found.values())
+    assert rates.layer_seconds(model, engine, rows, [2, 1]) == found
+    assert used == [2, 1]
+    rates.layer_seconds(model, engine, [*rows, *rows], [2, 1])
+    rates.layer_seconds(model, engine, rows, [2])
+    assert used == [2, 1, 2, 1, 2]
+    assert all(parameter.grad is None for parameter in model.parameters())
