@@ -12,7 +12,7 @@ from luthier.choice import Choice
 from luthier.data.prepare import Prepared, pick_max_length, prepare
 from luthier.data.render import Example, Renderer
 from luthier.data.steps import Steps
-from luthier.engine.choose import has_dropout, pick_engine
+from luthier.engine.choose import pick_engine
 from luthier.engine.engines import Engine
 from luthier.errors import TrackerError, all_of
 from luthier.hardware import compute
@@ -90,7 +90,7 @@ def prepare_job(recipe: Recipe, began_with: Mapping[str, Choice[Any]] | None = N
     )  # fmt: skip
     with takeover.as_it_began(began_with):
         processes = choices["train.cpu_processes"] = pick_cpu_processes(
-            recipe.train, engine.value, data.train, steps, budget.value, machine, drops=has_dropout(model)
+            recipe.train, engine.value, data.train, steps, budget.value, machine
         )
         cut = Cut.of(recipe.train, budget.value, processes.value)
         first = partial(_dearest, cut, engine.value, data.train, steps)

@@ -49,21 +49,18 @@ def pick_cpu_processes(
     steps: Steps,
     budget: int,
     machine: Machine,
-    *,
-    drops: bool,
 ) -> Choice[int]:
     """How many processes share the threads and the rows of a step.
 
     Args:
         budget: tokens of a micro-batch.
-        drops: whether anything is dropped in training.
 
     Raises RecipeError where several are asked for and cannot be had.
     """
     asked = settings.cpu_processes
     if asked == 1:
         return Choice(1, ASKED)
-    found = reasons(settings, engine, machine, drops=drops, asked=asked != "auto")
+    found = reasons(settings, engine, machine, asked=asked != "auto")
     against = [why for why, speaks in found.items() if speaks]
     if asked != "auto":
         if asked > machine.threads > 1:
@@ -76,7 +73,7 @@ def pick_cpu_processes(
     return _fastest(settings, engine, examples, steps, budget, machine)
 
 
-def reasons(settings: TrainSettings, engine: Engine, machine: Machine, *, drops: bool, asked: bool) -> dict[str, bool]:
+def reasons(settings: TrainSettings, engine: Engine, machine: Machine, *, asked: bool) -> dict[str, bool]:
     """All that may speak against several processes, and whether it does."""
     return {
         f"{machine.device} computes for one process": machine.device != "cpu",
@@ -85,7 +82,6 @@ def reasons(settings: TrainSettings, engine: Engine, machine: Machine, *, drops:
         "there is one thread": machine.threads == 1,
         "the model's layers cannot be timed": machine.layers == 0,
         "stock transformers is the reference": engine.name != "flat",
-        "each process would draw dropout of its own": drops,
         "gradient_accumulation_steps says how a step is cut": settings.gradient_accumulation_steps != "auto",
         "the same bits are asked for, and what is faster differs": settings.deterministic and not asked,
     }

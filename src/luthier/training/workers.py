@@ -65,8 +65,8 @@ class Workers:
     def beside(self, shares: Sequence[Batches], weight: float, look: Callable[[], object]) -> Iterator[list[float]]:
         """Lets each worker compute a share while the caller computes its own; the losses are there at the end.
 
-        Their gradients are added to those of the learned weights. If the caller or `look`, which is called while they
-        are waited for, raises, they are ended.
+        Their gradients are added to those of the learned weights. What a worker drops follows from random numbers that
+        are drawn here. If the caller or `look`, which is called while they are waited for, raises, they are ended.
 
         Raises MemoryError where a worker has too little, RuntimeError with its traceback where it failed otherwise.
         """
@@ -75,7 +75,7 @@ class Workers:
             self._start()
             busy = self._running[: len(shares)]
             for (_, pipe), share in zip(busy, shares, strict=True):
-                pipe.send((share, weight))
+                pipe.send((share, weight, int(torch.randint(1 << 62, ()))))
             with with_threads(self.threads):
                 yield losses
             losses += self._collect(busy, look)
@@ -155,8 +155,9 @@ class Workers:
                 pipe.send((loss, own, error))
 
     def _computed(
-        self, gradients: Sequence[Tensor], share: Batches, weight: float
+        self, gradients: Sequence[Tensor], share: Batches, weight: float, seed: int
     ) -> tuple[float, MemoryError | str | None]:
+        torch.default_generator.manual_seed(seed)
         loss, error = 0.0, None
         try:
             loss = self.compute(share, weight)

@@ -211,11 +211,11 @@ def of_the_processes(patch: pytest.MonkeyPatch) -> Iterator[Choice[Any]]:
         settings = TrainSettings(**asked)
         steps = plan.steps_of(settings, ROWS)
         machine = processes.Machine("cpu", 4, free, 4e8, 30, lambda _, threads: {n: alone / n**0.5 for n in threads})
-        return processes.pick_cpu_processes(settings, engine, ROWS, steps, 512, machine, drops=False)
+        return processes.pick_cpu_processes(settings, engine, ROWS, steps, 512, machine)
 
     yield from (pick(), pick(alone=1e-5), pick(free=1e9), pick(cpu_processes=1), pick(cpu_processes=2))
     machine = processes.Machine("cuda", 4, 64e9, 4e8, 30, mock.Mock())
-    for why in processes.reasons(TrainSettings(), engine, machine, drops=False, asked=False):
+    for why in processes.reasons(TrainSettings(), engine, machine, asked=False):
         patch.setattr(processes, "reasons", lambda *_, why=why, **__: {why: True})
         yield pick()
 

@@ -44,13 +44,12 @@ def pick(
     device: str = "cpu",
     layers: int = 30,
     engine: Engine | None = None,
-    drops: bool = False,
     **settings: Any,
 ) -> Choice[int]:
     asked, made = TrainSettings(**{"batch_size": 32, **settings}), rows(prefix)
     machine = Machine(device, threads, free, each, layers, lambda batch, counts: {n: TIMES[n] for n in counts})
     steps = steps_of(asked, made)
-    return pick_cpu_processes(asked, engine or FlatEngine(), made, steps, 1024, machine, drops=drops)
+    return pick_cpu_processes(asked, engine or FlatEngine(), made, steps, 1024, machine)
 
 
 def test_several_where_measuring_says_that_they_are_faster() -> None:
@@ -92,7 +91,6 @@ def test_as_many_as_memory_holds() -> None:
         ({"threads": 1}, "there is one thread"),
         ({"layers": 0}, "the model's layers cannot be timed"),
         ({"engine": PlainEngine()}, "stock transformers is the reference"),
-        ({"drops": True}, "each process would draw dropout of its own"),
         ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps says how a step is cut"),
     ],
     ids=lambda each: next(iter(each)) if isinstance(each, dict) else "",

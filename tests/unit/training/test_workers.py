@@ -147,6 +147,22 @@ def test_the_memory_of_the_others_is_counted_without_what_is_shared(bench: Bench
     assert 100e6 < workers.peak_bytes < 160e6
 
 
+def test_what_they_drop_follows_from_random_numbers_drawn_here(bench: Bench) -> None:
+    def compute(batches: Any, weight: float) -> float:
+        return float(torch.rand(()))
+
+    workers = Workers(bench.weights, 2, 1, compute)
+    drawn: list[list[float]] = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        with workers.beside([[[row(2)]], [[row(2)]]], 1.0, nothing) as losses:
+            pass
+        drawn.append(losses)
+    workers.close()
+    assert drawn[0] == drawn[1]
+    assert len({*drawn[0], *drawn[2]}) == 4
+
+
 def test_several_threads_in_each(bench: Bench) -> None:
     """GNU's OpenMP hangs in a forked process whose parent has threads: they are ended before."""
 

@@ -93,7 +93,6 @@ SENTENCES = {
     "there is one thread": "只有一个线程",
     "the model's layers cannot be timed": "无法单独为模型的层计时",
     "stock transformers is the reference": "transformers 原有的算法是参照",
-    "each process would draw dropout of its own": "每个进程会各自抽取 dropout",
     "gradient_accumulation_steps says how a step is cut": "gradient_accumulation_steps 规定了每一步怎样分",
     "two would take {needed} GB, and half of what is free is {free} GB": "两个进程要 {needed} GB，而可用内存的一半是 {free} GB",
     "a step's layers take {seconds} s with {count}, {alone} with one; {each}": "每一步的层用 {count} 个进程要 {seconds} 秒，一个要 {alone} 秒；{each}",

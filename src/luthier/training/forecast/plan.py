@@ -139,9 +139,7 @@ class Forecast:
             max(budget.value, max(steps.lengths)) * found.bytes_per_token(layers.value),
             sketch.layers, self.layer_seconds,
         )  # fmt: skip
-        processes = pick_cpu_processes(
-            recipe.train, sketch.engine, rows, steps, budget.value, machine, drops=not self.share
-        )
+        processes = pick_cpu_processes(recipe.train, sketch.engine, rows, steps, budget.value, machine)
         choices = {
             "train.gradient_checkpointing": layers,
             "train.micro_batch_tokens": budget,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,10 +24,11 @@ def test_rehearsed_answers_leave_the_weights_where_they_were() -> None:
     assert [parameter.data_ptr() for parameter in model.parameters()] == before
 
 
-def test_a_layer_is_timed_with_each_number_of_threads_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_is_timed_with_each_number_of_threads_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And asked for again, it is what was kept: of this micro-batch, these threads and this model."""
     model, engine = add_adapter(make_model("llama", num_hidden_layers=3)), FlatEngine()
     install(model, engine)
+    monkeypatch.setattr(rates, "cache_dir", lambda: tmp_path)
     used: list[int] = []
     measured = rates._step
 
