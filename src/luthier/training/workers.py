@@ -74,8 +74,9 @@ class Workers:
         try:
             self._start()
             busy = self._running[: len(shares)]
-            for (_, pipe), share in zip(busy, shares, strict=True):
-                pipe.send((share, weight, int(torch.randint(1 << 62, ()))))
+            for (process, pipe), share in zip(busy, shares, strict=True):
+                with _alive(process):
+                    pipe.send((share, weight, int(torch.randint(1 << 62, ()))))
             with with_threads(self.threads):
                 yield losses
             losses += self._collect(busy, look)
@@ -92,10 +93,10 @@ class Workers:
         self._running = []
 
     def _start(self) -> None:
-        if self._running:
-            return
         if [parameter.data_ptr() for parameter in self.learned] != self._places:
             raise RuntimeError("a learned weight was replaced, which the processes of this run would not see")
+        if self._running:
+            return
         release_threads()  # a forked process has none of them, and would wait for them
         release()  # or a worker writes into what this process has freed, and its memory is not seen to grow
         forked = multiprocessing.get_context("fork")
@@ -125,11 +126,8 @@ class Workers:
 
     @staticmethod
     def _answer(process: Any, pipe: Connection) -> tuple[float, int]:
-        try:
+        with _alive(process):
             loss, peak, error = pipe.recv()
-        except (EOFError, ConnectionError):
-            process.join()
-            raise WorkerDied(f"a process of this run was ended from outside (exit code {process.exitcode})") from None
         if isinstance(error, MemoryError):
             raise error
         if error is not None:
@@ -169,6 +167,16 @@ class Workers:
         for parameter in self.learned:
             parameter.grad = None
         return loss, error
+
+
+@contextlib.contextmanager
+def _alive(process: Any) -> Iterator[None]:
+    """Raises WorkerDied where the other end of its pipe is gone."""
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        process.join()
+        raise WorkerDied(f"a process of this run was ended from outside (exit code {process.exitcode})") from None
 
 
 def _shared(count: int, dtype: torch.dtype) -> Tensor:

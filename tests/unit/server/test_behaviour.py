@@ -122,7 +122,7 @@ def test_stopping_drains(shelf: Path) -> None:
             def refused() -> bool:
                 try:
                     return httpx.get(f"{server.url}/health", trust_env=False).status_code != 200
-                except httpx.ConnectError:
+                except httpx.TransportError:  # no connection, or one that was waiting when the socket closed
                     return True
 
             until(refused)

@@ -78,6 +78,8 @@ def test_what_is_learned_is_seen_by_all(bench: Bench, workers: Workers) -> None:
 
 
 def test_a_weight_put_in_the_place_of_another_is_not_trained_beside_it(bench: Bench, workers: Workers) -> None:
+    with workers.beside([[[row(2)]]], 1.0, nothing):
+        pass
     bench.weights[0].data = torch.zeros(3)
     with pytest.raises(RuntimeError, match=r"^a learned weight was replaced, which the processes"):  # noqa: SIM117
         with workers.beside([[[row(2)]]], 1.0, nothing):
@@ -109,6 +111,17 @@ def test_a_process_that_the_system_ends(bench: Bench) -> None:
 
     with pytest.raises(WorkerDied, match=r"^a process of this run was ended from outside \(exit code -9\)$"):  # noqa: SIM117
         with Workers(bench.weights, 1, 1, compute).beside([[[row(2)]]], 1.0, nothing):
+            pass
+
+
+def test_a_process_that_is_gone_before_it_is_asked(bench: Bench, workers: Workers) -> None:
+    with workers.beside([[[row(2)]]], 1.0, nothing):
+        pass
+    process, _ = workers._running[0]
+    process.kill()
+    process.join()
+    with pytest.raises(WorkerDied, match=r"\(exit code -9\)$"):  # noqa: SIM117
+        with workers.beside([[[row(2)]]], 1.0, nothing):
             pass
 
 
