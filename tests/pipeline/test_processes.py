@@ -151,3 +151,14 @@ def test_what_speaks_against_it_is_said_before_the_first_step(shop: Workplace) -
     assert done.status == 2
     for why in ("gradient_accumulation_steps says how a step is cut", "there are 2 threads"):
         assert f"train.cpu_processes: {why}" in done.err
+
+
+def test_a_model_without_rows_is_planned_for_one(shop: Workplace) -> None:
+    """A config alone: no tokenizer makes rows of the data, so no layer can be timed on them."""
+    folder = shop.folder / "config-alone"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((shop.model / "config.json").read_bytes())
+    done = luthier("plan", shop.recipe("planned", model={"ref": str(folder)}), "--json")
+    assert done.status == 0, done.err
+    choice = done.json["choices"]["train.cpu_processes"]
+    assert choice == {"value": 1, "reason": "the model's layers cannot be timed"}

@@ -137,7 +137,7 @@ class Forecast:
         machine = Machine(
             self.device, torch.get_num_threads(), plan.free_bytes(recipe.train, self.device, ahead),
             max(budget.value, max(steps.lengths)) * found.bytes_per_token(layers.value),
-            sketch.layers, self.layer_seconds,
+            sketch.layers if self.data else 0, self.layer_seconds,
         )  # fmt: skip
         processes = pick_cpu_processes(recipe.train, sketch.engine, rows, steps, budget.value, machine)
         choices = {
