@@ -53,9 +53,9 @@ def test_the_losses_and_gradients_are_those_of_one(together: RunFolder, alone: R
     assert len(found) == len(expected) == 6
     assert found != expected  # sums of other parts, or nothing was computed beside
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4)
+        assert ours == pytest.approx(theirs, rel=2e-6)
     assert [e["heldout_loss"] for e in events(together, "evaluation")] == pytest.approx(
-        [e["heldout_loss"] for e in events(alone, "evaluation")], rel=1e-4
+        [e["heldout_loss"] for e in events(alone, "evaluation")], rel=2e-6
     )
 
 
@@ -142,7 +142,7 @@ def assert_same_after_two_steps(run: RunFolder, together: RunFolder) -> None:
     found, expected = figures(run), figures(together)
     assert found[:2] == expected[:2]
     for ours, theirs in zip(found, expected, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4)
+        assert ours == pytest.approx(theirs, rel=2e-6)
 
 
 def test_what_speaks_against_it_is_said_before_the_first_step(shop: Workplace) -> None:
