@@ -22,8 +22,8 @@ WORTH_IT = 0.95  # of the time of one. In five jobs two took less than this says
 EXCHANGE = 0.02  # seconds a step: rows there, gradients back
 STEPS_LOOKED_AT = 20
 BESIDE = 100_000_000
-"""Bytes of a process besides activations and kernels: what Python writes to of that which is shared. Two processes took
-so much more than the plan of their parts, 2.5 and 2.7 GB with SmolLM2, 5.8 in the shape of Qwen3-0.6B."""
+"""Bytes of a process besides activations and kernels: what Python writes to of that which is shared. With so much,
+plans for two processes come near what they took: 2.4 to 2.9 GB with SmolLM2, 5.8 in the shape of Qwen3-0.6B."""
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,12 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch.amp import GradScaler
 from torch.utils.data import DataLoader, Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
 
 from luthier import console
 from luthier.data.render import Example
@@ -29,16 +27,14 @@ from luthier.engine.engines import Engine
 from luthier.engine.graphs import Graphs
 from luthier.evaluation.heldout import mean_loss
 from luthier.hardware.memory import release
-from luthier.report import disk
-from luthier.training import checkpoint, randomness, room
+from luthier.training import checkpoint, randomness
 from luthier.training.activations import offloaded
 from luthier.training.cut import Cut, is_out_of_memory
 from luthier.training.guard import Guard, finite, read_later, rows_without_loss
-from luthier.training.loop import Loop
+from luthier.training.saving import Saving
 from luthier.training.workers import Batches, WorkerDied, Workers
 
 READ_LATE = ("cuda",)  # devices on which a step is looked at while the next one is computed
-MPS_RNG = "rng_mps.pth"
 T = TypeVar("T")
 
 
@@ -73,7 +69,7 @@ class StepGivenUp(Exception):
     """A stop was asked for in the middle of a step or an evaluation: what was computed of it is thrown away."""
 
 
-class LuthierTrainer(Loop):
+class LuthierTrainer(Saving):
     """Trains on examples with an engine.
 
     Args:
@@ -118,7 +114,6 @@ class LuthierTrainer(Loop):
         self.evaluation_seconds = 0.0  # of the last one
         self._batch: Sequence[Example] = ()  # the micro-batch in progress
         self._after_step = randomness.snapshot()
-        self._saves_beside: Path | None = None
         self.workers: Workers | None = None
         if processes > 1:
             threads = max(1, torch.get_num_threads() // processes)
@@ -341,7 +336,7 @@ class LuthierTrainer(Loop):
     def _saves_at(self, step: int) -> bool:
         return bool(step % self.state.save_steps == 0 or step >= self.state.max_steps)
 
-    # --- checkpoints ----------------------------------------------------------------------------------------
+    # --- the end of a step, and of a session ----------------------------------------------------------------
 
     def step_ended(self, *, last: bool = False) -> None:
         self._after_step = randomness.snapshot()
@@ -365,56 +360,6 @@ class LuthierTrainer(Loop):
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # the Trainer's estimate counts padded tokens of a tensor, which there are none of
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The adapter alone. The Trainer would add its arguments as a pickle, which nothing here reads."""
-        self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        step, folder = self.state.global_step, Path(self.args.output_dir)
-        if not self.args.should_save:  # this process adds its random state to what the first one writes
-            self._write_checkpoint(model, trial, folder / checkpoint.SAVING)
-            return
-        try:
-            with checkpoint.saving(folder, step) as beside:
-                self._write_checkpoint(model, trial, beside)
-                self._note_best(folder)
-                self.state.save_to_json(str(checkpoint.folder_of(beside, step) / TRAINER_STATE_NAME))
-        except Exception as error:
-            if not disk.is_full(error):
-                raise
-            needed = room.checkpoint_bytes(self.model, len(self.state.log_history))
-            raise disk.DiskFull(f"checkpoint-{step}", needed) from error
-        checkpoint.rotate(folder, self.checkpoints_kept, self.state.best_model_checkpoint)
-
-    def _note_best(self, folder: Path) -> None:
-        """Where the best checkpoint is or will be; the Trainer looks for it beside the one that is being written."""
-        best = checkpoint.folder_of(folder, self.state.best_global_step or 0)
-        if self.state.best_global_step == self.state.global_step or best.exists():
-            self.state.best_model_checkpoint = str(best)
-
-    def _write_checkpoint(self, model: Any, trial: Any, beside: Path) -> None:
-        self.accelerator.wait_for_everyone()  # until the first process has cleared the place
-        self._saves_beside = beside
-        try:
-            super()._save_checkpoint(model, trial)  # which deletes none, as its own `save_total_limit` is not set
-            self.accelerator.wait_for_everyone()
-        finally:
-            self._saves_beside = None
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._saves_beside or super()._get_output_dir(trial))
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        if torch.backends.mps.is_available():  # which the Trainer leaves out
-            torch.save(torch.mps.get_rng_state(), Path(output_dir) / MPS_RNG)
-
-    def _load_rng_state(self, folder: str | None) -> None:
-        super()._load_rng_state(folder)
-        file = Path(folder or "") / MPS_RNG
-        if torch.backends.mps.is_available() and file.is_file():
-            torch.mps.set_rng_state(torch.load(file, weights_only=True))
 
 
 class _Beside(TrainerCallback):  # type: ignore[misc]

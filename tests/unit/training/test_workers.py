@@ -34,7 +34,7 @@ class Bench:
         tokens = sum(example.input_ids[0] for batch in batches for example in batch)
         loss = sum(w.sum() for w in self.weights) * tokens * weight
         loss.backward()  # type: ignore[union-attr]
-        return float(loss)
+        return float(loss.detach())  # type: ignore[union-attr]
 
 
 @pytest.fixture
