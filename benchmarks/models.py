@@ -60,7 +60,8 @@ def qwen3_shaped(shape: str, work: Path, layers: int | None) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **settings), dtype=torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # of 8 billion weights a CPU draws for minutes
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **settings), dtype=torch.bfloat16)
     partial = folder.with_name(folder.name + ".partial")
     model.save_pretrained(partial)
     AutoTokenizer.from_pretrained(qwen3_tokenizer()).save_pretrained(partial)

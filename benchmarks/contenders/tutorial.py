@@ -5,6 +5,7 @@ Where its format or memory cannot hold the job's rows, the note says what was ch
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer
@@ -17,6 +18,7 @@ BATCH, STEP_ROWS, MAX_LENGTH = 16, 32, 1024
 
 
 def run(task: Task) -> Result:
+    task = replace(task, padded_batch=min(BATCH, task.padded_batch))
     tokenizer = AutoTokenizer.from_pretrained(task.model)
     single = all(len(messages) == 3 for messages in task.messages)  # system, user, assistant: all its format knows
     rows = [tutorial_row(tokenizer, *messages) for messages in task.messages] if single else None

@@ -14,7 +14,7 @@ from tiny import add_adapter, make_model
 
 from luthier.engine import graphs
 from luthier.engine.engines import FlatEngine, install
-from luthier.engine.graphs import CannotCapture, Graphs, try_out
+from luthier.engine.graphs import CannotCapture, Graphs, time_one, try_out
 from luthier.engine.instance import relative_error
 
 pytestmark = ON_A_GPU
@@ -107,3 +107,11 @@ def test_a_training_with_graphs(shop: Workplace) -> None:
     heldout = [[event["heldout_loss"] for event in events(run, "evaluation")] for run in runs]
     assert heldout[0] == pytest.approx(heldout[1], rel=1e-2)
     assert heldout[0][-1] < heldout[0][0]
+
+
+def test_a_graph_and_its_capture_are_timed() -> None:
+    model, engine = add_adapter(make_model("llama", dtype=torch.bfloat16)).train().cuda(), FlatEngine()
+    install(model, engine)
+    seconds, capture = time_one(model, engine, ROWS)
+    assert 0 < seconds < capture < 60
+    assert all(p.grad is None for p in model.parameters())

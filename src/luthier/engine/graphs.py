@@ -35,7 +35,7 @@ WASTE = 1.25
 ROOM = 1.2
 """Tokens of a graph for each of a micro-batch at most, and how much more of all else a graph takes than the micro-batch
 it is captured for: to capture one costs as much as dozens of its steps."""
-TIMED_RUNS = 3
+TIMED_RUNS = 5
 LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 """Of all gradients together, against the same micro-batch without a graph. Other sizes are rounded otherwise:
 bfloat16 itself is off by 4 to 5 % on SmolLM2, and in the shape of Qwen3-8B the two differed by as much."""
@@ -179,6 +179,7 @@ class Graphs:
         self._sums = [torch.zeros_like(p) for p in self._learned]
         self._captured: list[_Captured] = []
         self._most = MOST
+        self._filled = 0
         self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -192,9 +193,15 @@ class Graphs:
         if captured is None:
             return None
         captured.inputs.load(batch, weight)
+        self._filled += captured.inputs.shape.tokens - batch.layout.num_tokens
         self._take_gradients()
         captured.graph.replay()
         return captured.loss.clone()
+
+    def take_filled(self) -> int:
+        """Tokens that micro-batches were filled up with since this was asked last."""
+        filled, self._filled = self._filled, 0
+        return filled
 
     def capture(self, examples: Sequence[Example]) -> None:
         """A graph for these examples and others like them. Raises RuntimeError where there cannot be one."""
@@ -330,6 +337,34 @@ def try_out(model: Any, engine: Engine, examples: Sequence[Example], *, drops: b
     return without, with_graph
 
 
+def time_one(model: Any, engine: Engine, examples: Sequence[Example]) -> tuple[float, float]:
+    """Seconds of a micro-batch as a graph, and of its capture. Raises CannotCapture."""
+    try:
+        graphs = Graphs(model, engine)
+        graphs.capture(examples)  # what compilers and libraries do once
+        began = time.perf_counter()
+        graphs.capture(examples)
+        captured = time.perf_counter() - began
+        return _seconds(lambda: graphs.backward(examples, 1.0)), captured
+    except RuntimeError as error:
+        raise CannotCapture(_first_line(error)) from error
+    finally:
+        model.zero_grad()
+        torch.cuda.empty_cache()
+
+
+def captures(sizes: Iterable[int]) -> int:
+    """How many graphs micro-batches of so many tokens take, as far as tokens decide it.
+
+    900, 1,000, 1,010, 3,000 → 2
+    """
+    found: list[int] = []
+    for tokens in sizes:
+        if len(found) < MOST and not any(tokens <= each <= WASTE * tokens + TILE for each in found):
+            found.append(rounded_up(tokens))
+    return len(found)
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
@@ -358,14 +393,12 @@ def _flat(gradients: Iterable[Tensor | None]) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
 
 
-def _seconds(work: Callable[[], None]) -> float:
-    """The fastest of some runs, after one that does not count."""
+def _seconds(work: Callable[[], object]) -> float:
+    """Of one of some runs, each queued while the device computes the one before it, as in a training."""
     work()
-    found = []
+    torch.cuda.synchronize()
+    began = time.perf_counter()
     for _ in range(TIMED_RUNS):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
         work()
-        torch.cuda.synchronize()
-        found.append(time.perf_counter() - began)
-    return min(found)
+    torch.cuda.synchronize()
+    return (time.perf_counter() - began) / TIMED_RUNS

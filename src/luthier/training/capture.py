@@ -46,6 +46,13 @@ def pick_cuda_graphs(
     return Choice(asked or with_graph < WORTH_IT * without, f"{ASKED}; {times}" if asked else times)
 
 
+def may_capture(model: Any, engine: Engine, settings: TrainSettings, recomputed: int) -> bool:
+    """Whether graphs may be tried."""
+    asked = settings.cuda_graphs is True
+    speaks = against(model, engine, settings, recomputed, asked=asked).values()
+    return settings.cuda_graphs is not False and not any(speaks)
+
+
 def _check(model: Any, engine: Engine, settings: TrainSettings, recomputed: int, *, asked: bool) -> None:
     """Raises CannotCapture with the first that speaks against graphs."""
     for why, speaks in against(model, engine, settings, recomputed, asked=asked).items():

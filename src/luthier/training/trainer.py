@@ -139,6 +139,7 @@ class LuthierTrainer(Saving):
         self.trained_tokens += sum(len(example.input_ids) for example in mine)
         self.trained_labels += sum(example.num_labels for example in mine)
         self.computed_tokens += sum(map(self.engine.cost, batches))
+        self.computed_tokens += self._filled()
         return total
 
     def _accumulate(
@@ -176,6 +177,10 @@ class LuthierTrainer(Saving):
                 loss = self.engine.loss_sum(model, batch) * weight
             self.accelerator.backward(loss)
         return loss.detach()
+
+    def _filled(self) -> int:
+        """Tokens that graphs were filled up with since this was asked last."""
+        return 0 if self.graphs is None else self.graphs.take_filled()
 
     def _begin(self, batch: Sequence[Example]) -> None:
         """Before each micro-batch, so that neither a long step nor a long evaluation delays a stop."""
@@ -259,6 +264,7 @@ class LuthierTrainer(Saving):
         restore = randomness.snapshot()
         self._within_memory(self._rehearse)
         self.model.zero_grad()
+        self._filled()
         restore()
 
     def _rehearse(self) -> None:

@@ -15,7 +15,7 @@ from luthier.data.render import Example
 from luthier.engine import attention, graphs
 from luthier.engine.attention import dense
 from luthier.engine.engines import FlatEngine, install
-from luthier.engine.graphs import CannotCapture, Graphs, Shape
+from luthier.engine.graphs import CannotCapture, Graphs, Shape, captures
 from luthier.engine.instance import relative_error
 from luthier.engine.layout import FlatBatch
 
@@ -76,6 +76,11 @@ def test_like_sizes_share_a_graph_and_others_get_their_own(model: Any, monkeypat
     for batch in (ROWS, ROWS[1:], LONG, ROWS):
         captured.backward(batch, 1.0)
     assert len(captured._captured) == 2
+    engine, sizes = captured.engine, [graph.inputs.shape.tokens for graph in captured._captured]
+    own = [engine.cost(batch) for batch in (ROWS, ROWS[1:], LONG, ROWS)]
+    assert captured.take_filled() == 3 * sizes[0] + sizes[1] - sum(own)
+    assert captured.take_filled() == 0
+    assert captures(own) == 2
     captured._most = 2
     model.zero_grad()
     assert captured.backward(LONG * 3, 1.0) is None
@@ -120,3 +125,9 @@ def test_what_drops_is_compared_with_the_same_random_numbers(model: Any) -> None
         same = ComputedAgain(model, engine)
         same.capture(ROWS)
         same.error()
+
+
+def test_how_many_graphs_sizes_take() -> None:
+    assert captures([900, 1000, 1010, 3000]) == 2
+    assert captures([3000, 1000]) == 2  # which would waste two thirds of a graph of 3,000
+    assert captures([200 * size for size in range(1, 2000, 7)]) <= graphs.MOST

@@ -25,6 +25,7 @@ from luthier.model import adapters
 from luthier.recipe.schema import Recipe
 from luthier.report import events
 from luthier.training import activations, job, plan, room, takeover
+from luthier.training.capture import may_capture
 from luthier.training.cut import Cut
 from luthier.training.forecast import calibration, memory, rates, subject
 from luthier.training.forecast.memory import Memory
@@ -33,6 +34,9 @@ from luthier.training.forecast.seconds import READ_PER_SECOND, Seconds, seconds
 from luthier.training.forecast.sketch import Sketch
 from luthier.training.forecast.workload import Piece, Workload, imagined, workload
 from luthier.training.processes import Machine, pick_cpu_processes
+
+Measure = Callable[[Workload, int], Rates | None]
+"""Rates for a run's workload, of which so many layers are recomputed."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class Forecast:
     sketches: dict[Any, Sketch] = field(default_factory=dict)
     measured: dict[str, Rates] = field(default_factory=dict)
 
-    def plan(self, recipe: Recipe, dtype: str, measure: Callable[[Workload], Rates | None] = lambda work: None) -> Plan:
+    def plan(self, recipe: Recipe, dtype: str, measure: Measure = lambda work, recomputed: None) -> Plan:
         """What this recipe takes in this dtype. `measure` is asked once a dtype for rates."""
         sketch = self.sketch(recipe, dtype)
         sizes = sketch.sizes
@@ -168,7 +172,7 @@ class Forecast:
         )  # fmt: skip
         if work is None:
             return planned
-        if dtype not in self.measured and (found_rates := measure(work)) is not None:
+        if dtype not in self.measured and (found_rates := measure(work, layers.value)) is not None:
             self.measured[dtype] = found_rates
         if dtype not in self.measured:
             return planned
@@ -246,10 +250,11 @@ def of_recipe(recipe: Recipe, began: float) -> tuple[Plan, Forecast, dict[str, A
         model = adapters.attach(model, recipe.adapter)
         return model, pick_engine(model, data.train, asked=recipe.train.engine).value
 
-    def measure(work: Workload) -> Rates:
+    def measure(work: Workload, recomputed: int) -> Rates:
+        captured = device == "cuda" and may_capture(*short(), recipe.train, recomputed)
         engine = forecast.sketch(recipe, dtype).engine
-        name = rates.key(config, work.samples, engine, **_facts(recipe, work, device, dtype))
-        return rates.of(name, device, dtype, lambda: rates.measure(*short(), work, dtype))
+        name = rates.key(config, work.samples, engine, **_facts(recipe, work, device, dtype), captured=captured)
+        return rates.of(name, device, dtype, lambda: rates.measure(*short(), work, dtype, captured=captured))
 
     planned = forecast.plan(recipe, dtype, measure)
     lengths = None
@@ -270,15 +275,17 @@ def of_job(made: job.Job, began: float) -> Plan:
         free=room_now(device), layer_seconds=partial(rates.layer_seconds, model, engine), to_come=False,
     )  # fmt: skip
 
-    def measure(work: Workload) -> Rates:
-        name = rates.key(model.config, work.samples, engine, **_facts(recipe, work, device, dtype))
+    captured = made.value("train.cuda_graphs")
+
+    def measure(work: Workload, recomputed: int) -> Rates:
+        name = rates.key(model.config, work.samples, engine, **_facts(recipe, work, device, dtype), captured=captured)
         return rates.of(name, device, dtype, lambda: rehearse(work))
 
     def rehearse(work: Workload) -> Rates:
         recomputed = [layer for layer in activations.decoder_layers(model) if layer.gradient_checkpointing]
         for layer in recomputed:
             layer.gradient_checkpointing = False  # type: ignore[assignment]
-        found = rates.measure(model, engine, work, dtype)
+        found = rates.measure(model, engine, work, dtype, captured=captured)
         release()  # or what the run takes lies between the holes that this left
         for layer in recomputed:
             layer.gradient_checkpointing = True  # type: ignore[assignment]

@@ -24,7 +24,9 @@ import torch
 
 from luthier import console
 from luthier.data.render import Example
+from luthier.engine import graphs
 from luthier.engine.engines import Engine, PlainEngine, install
+from luthier.engine.graphs import CannotCapture
 from luthier.engine.instance import evaluating, in_mode
 from luthier.hardware import compute
 from luthier.hardware.probe import cpu_name
@@ -69,6 +71,7 @@ class Rates:
     new_token, outside_token: seconds of a layer, and of all else, for one more token of every answer.
     update: seconds of clipping and optimizer for the adapter of one layer.
     new_shape: seconds more of a micro-batch of a size that was not computed before: kernels are written for it.
+    capture: seconds to capture a CUDA graph of the whole model, where micro-batches are such graphs; else 0.
     products: FLOP/s of plain matrix products in this dtype.
     """
 
@@ -79,6 +82,7 @@ class Rates:
     update: float
     new_shape: float
     products: float
+    capture: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -189,12 +193,16 @@ def layer_seconds(model: Any, engine: Engine, batch: Sequence[Example], threads:
     return found
 
 
-def measure(model: Any, engine: Engine, workload: Workload, dtype: str) -> Rates:
+def measure(model: Any, engine: Engine, workload: Workload, dtype: str, *, captured: bool) -> Rates:
     """Times the first layers of this model, which may be a whole one, with its adapter and engine.
 
     Random numbers and gradients are left as they were.
+
+    Args:
+        captured: whether micro-batches may be CUDA graphs: each is, then, where that is faster.
     """
-    device = model.device.type
+    device, layers = model.device.type, len(activations.decoder_layers(model))
+    capture = 0.0
     with torch.random.fork_rng(), _first_layers(model, timed_layers(model.config) + 1):
         clock = _Clock(model, device)
         steps, colder = [], []
@@ -202,11 +210,14 @@ def measure(model: Any, engine: Engine, workload: Workload, dtype: str) -> Rates
             for batch in workload.samples:
                 steps.append(_step(model, engine, batch, clock))
                 colder.append(clock.colder)
+            if captured:
+                steps, capture = _as_graphs(model, engine, workload.samples, steps, layers)
+                colder.append(0.0)
         middle = workload.samples[len(workload.samples) // 2]
         heldout = _heldout(model, engine, middle, clock)
         update = _update(model)
         new_token, outside = _answers(model, engine, clock, max(1, workload.questions))
-    return Rates(steps, heldout, new_token, outside, update, min(colder), _products(device, dtype))
+    return Rates(steps, heldout, new_token, outside, update, min(colder), _products(device, dtype), capture)
 
 
 def _products(device: str, dtype: str) -> float:
@@ -281,6 +292,34 @@ def _step(model: Any, engine: Engine, batch: Sequence[Example], clock: _Clock) -
         backward = whole / 2 - forward
     piece = Piece.of(batch, engine)
     return Timed(piece.tokens, piece.labels, forward, backward, max(0.0, whole - layers * (forward + backward)))
+
+
+def _as_graphs(
+    model: Any, engine: Engine, batches: Sequence[Sequence[Example]], without: list[Timed], layers: int
+) -> tuple[list[Timed], float]:
+    """What micro-batches take as CUDA graphs, and the capture of one of all `layers`; as without, and 0, if not faster.
+
+    No layer of a graph can be timed by itself: it is what a model with more layers takes longer.
+    """
+    count = len(activations.decoder_layers(model))
+    if count < 2:
+        return without, 0.0
+    found = []
+    try:
+        for batch, eager in zip(batches, without, strict=True):
+            all_of_them, captured = graphs.time_one(model, engine, batch)
+            with _first_layers(model, 1):
+                first, _ = graphs.time_one(model, engine, batch)
+            layer = max(0.0, (all_of_them - first) / (count - 1))
+            found.append(Timed(eager.tokens, eager.labels, 0.0, layer, max(0.0, first - layer)))
+    except CannotCapture:
+        return without, 0.0
+    faster = sum(map(_layer_seconds, found)) < sum(map(_layer_seconds, without))
+    return (found, captured * layers / count) if faster else (without, 0.0)
+
+
+def _layer_seconds(timed: Timed) -> float:
+    return timed.forward + timed.backward
 
 
 def _heldout(model: Any, engine: Engine, batch: Sequence[Example], clock: _Clock) -> Timed:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.engine.graphs import captures
 from luthier.evaluation import answers
 from luthier.inference import generate
 from luthier.training import sample
@@ -65,6 +66,7 @@ def seconds(
     sampled = sample.MAX_NEW_TOKENS * token_seconds(rates, layers) if work.questions else 0.0
     ending = 2 * held(Piece(work.ending_tokens, 0)) if work.ending_tokens else 0.0
     computing = sum(map(step, work.pieces)) + len(work.pieces) * rates.new_shape
+    computing += captures(piece.tokens for piece in work.pieces) * rates.capture
     return Seconds(
         before=loading + sum(map(step, dearest)) + len(dearest) * rates.new_shape,
         steps=computing / work.processes + work.steps * layers * rates.update,

@@ -12,6 +12,7 @@ from tiny import add_adapter, make_model
 from luthier.data.conversation import Source
 from luthier.data.render import IGNORE, Example
 from luthier.engine.engines import FlatEngine, install
+from luthier.engine.graphs import CannotCapture
 from luthier.training.forecast import rates
 
 
@@ -47,3 +48,32 @@ def test_a_layer_is_timed_with_each_number_of_threads_once(tmp_path: Path, monke
     rates.layer_seconds(model, engine, rows, [2])
     assert used == [2, 1] * 4 + [2, 2]
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def _timed(*layers: float) -> list[rates.Timed]:
+    return [rates.Timed(100, 10, 0.4 * seconds, 0.6 * seconds, 0.5) for seconds in layers]
+
+
+def test_a_layer_of_a_graph_is_what_more_layers_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three layers in the graph of 0.2 + 3 × 0.1 seconds, and the model has 12; a capture takes as it has layers."""
+    model, engine = add_adapter(make_model("llama", num_hidden_layers=3)), FlatEngine()
+
+    def time_one(short: Any, *_: Any) -> tuple[float, float]:
+        count = len(short.base_model.model.model.layers)
+        return 0.2 + 0.1 * count, 0.3 * count
+
+    monkeypatch.setattr(rates.graphs, "time_one", time_one)
+    found, capture = rates._as_graphs(model, engine, [[], []], _timed(1.0, 2.0), 12)
+    assert [(each.forward, each.backward, each.outside) for each in found] == [pytest.approx((0.0, 0.1, 0.2))] * 2
+    assert capture == pytest.approx(0.3 * 12)
+    slower = _timed(0.05, 0.05)
+    assert rates._as_graphs(model, engine, [[], []], slower, 12) == (slower, 0.0)
+
+
+def test_what_cannot_be_a_graph_is_timed_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_one(*_: Any) -> tuple[float, float]:
+        raise CannotCapture("it waits")
+
+    monkeypatch.setattr(rates.graphs, "time_one", time_one)
+    without = _timed(1.0)
+    assert rates._as_graphs(add_adapter(make_model("llama")), FlatEngine(), [[]], without, 12) == (without, 0.0)

@@ -75,6 +75,16 @@ def test_a_run() -> None:
     assert found.to_json() == pytest.approx({**parts, "total": sum(parts.values())})
 
 
+def test_graphs_are_captured_once_a_size() -> None:
+    """150 and 200 tokens go into one graph of 256, 700 into another."""
+    work = replace(WORK, epoch=[[Piece(200, 50), Piece(150, 50)], [Piece(700, 50)]])
+    plain, captured = (
+        seconds(work, rates, layers=10, recomputed=0, loading=0.0, saved_bytes=0, dearest=[])
+        for rates in (RATES, replace(RATES, capture=0.5))
+    )
+    assert captured.steps - plain.steps == pytest.approx(2 * 0.5)
+
+
 def test_nothing_is_asked_where_nothing_is_held_out() -> None:
     alone = replace(WORK, heldout=[], measured=[], questions=0, ending_tokens=0, evaluations=0)
     found = seconds(alone, RATES, layers=10, recomputed=0, loading=0.0, saved_bytes=0, dearest=[])
