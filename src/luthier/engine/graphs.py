@@ -10,10 +10,10 @@ What may be captured, and what must not be: docs.pytorch.org/docs/stable/notes/c
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -245,9 +245,29 @@ class Graphs:
             return None
 
     def _add(self, batch: FlatBatch) -> _Captured:
+        inputs = _Inputs(Shape.of(batch).with_room(), self._sums[0].device)
+        inputs.load(batch, 1.0)
+        if self._captured:  # what kernels are written for seldom differs: all sizes are multiples of a tile
+            with contextlib.suppress(RuntimeError):
+                return self._keep(inputs)
+        self._warm_up(inputs)
+        return self._keep(inputs)
+
+    def _keep(self, inputs: _Inputs) -> _Captured:
         with random_numbers_survive():
-            self._captured.append(self._capture(Shape.of(batch).with_room(), batch))
+            self._captured.append(self._capture(inputs))
         return self._captured[-1]
+
+    def _warm_up(self, inputs: _Inputs) -> None:
+        """Compilers and libraries do now what they do once, and must not do in a capture."""
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            self._compute(inputs)
+            if not self._captured:
+                with no_waiting():  # what cannot be captured is found before that is tried
+                    self._compute(inputs)
+        current.wait_stream(self._stream)
 
     def _take_gradients(self) -> None:
         """Makes the memory that graphs add to the gradients, with what these are."""
@@ -259,17 +279,7 @@ class Graphs:
                 total.copy_(parameter.grad)
             parameter.grad = total
 
-    def _capture(self, shape: Shape, batch: FlatBatch) -> _Captured:
-        inputs = _Inputs(shape, self._sums[0].device)
-        inputs.load(batch, 1.0)
-        current = torch.cuda.current_stream()
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            self._compute(inputs)  # compilers and libraries do now what they do once
-            if not self._captured:
-                with no_waiting():  # what cannot be captured is found before that is tried
-                    self._compute(inputs)
-        current.wait_stream(self._stream)
+    def _capture(self, inputs: _Inputs) -> _Captured:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, self._pool, self._stream, "thread_local"):
             loss, gradients = self._compute(inputs)
@@ -283,7 +293,7 @@ class Graphs:
         return loss.detach(), torch.autograd.grad(loss, self._learned, allow_unused=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def no_waiting() -> Iterator[None]:
     """What makes the processor wait for the device raises RuntimeError."""
     _on_waiting("error")
@@ -369,7 +379,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-@contextmanager
+@contextlib.contextmanager
 def random_numbers_survive() -> Iterator[None]:
     """A capture that fails leaves the device's generator in it, and whatever draws from it later fails, too."""
     state = torch.cuda.get_rng_state()

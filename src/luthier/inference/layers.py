@@ -3,9 +3,10 @@
     x += o(attend(rotate(norm(q)), rotate(norm(k)), v)),   q, k, v = [Wq; Wk; Wv] norm(x)
     x += down(act(gate) up),   gate, up = [Wgate; Wup] norm(x)
 
-q and k are normalised (Qwen3) and rotated together. Weights that read the same input are laid one behind the other in
-memory, each parameter a view of its part: nothing is there twice, and the model stays what it was. Files are mapped as
-they are, so weights begin anywhere: where they begin with a cache line, a product of some rows is 10 % faster.
+q and k are normalised (Qwen3) and rotated together. On a CPU weights that read the same input are laid one behind the
+other in memory, each parameter a view of its part: nothing is there twice, and the model stays what it was. Files are
+mapped as they are, so weights begin anywhere: where they begin with a cache line, a product of some rows is 10 %
+faster.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def fuse(model: nn.Module, rows: Rows, adapters: set[str], attend: Attend, trial
     hooks = [
         module.register_forward_hook(lambda *seen: met.append(seen), with_kwargs=True)
         for module in model.modules()
-        if {name for name, _ in module.named_children()} == CHILDREN and _on_cpu(module)
+        if {name for name, _ in module.named_children()} == CHILDREN
     ]
     try:
         scores = trial().scores
@@ -71,13 +72,9 @@ def fuse(model: nn.Module, rows: Rows, adapters: set[str], attend: Attend, trial
             fused += 1
     if fused:
         for parameter in model.parameters():  # the others, so that nothing is left of the mapped file
-            if parameter.data_ptr() % CACHE_LINE:
+            if parameter.device.type == "cpu" and parameter.data_ptr() % CACHE_LINE:
                 parameter.data = parameter.data.clone()
     return fused
-
-
-def _on_cpu(module: nn.Module) -> bool:
-    return all(parameter.device.type == "cpu" for parameter in module.parameters())  # not measured elsewhere
 
 
 class _Layer:
@@ -95,8 +92,7 @@ class _Layer:
             self.head_norm = torch.cat((q.expand(self.heads, -1), k.expand(self.groups, -1))), eps
 
         def together(*layers: Any) -> Linears:
-            weight, bias = _side_by_side([getattr(layer, "base_layer", layer) for layer in layers])
-            return Linears(rows, layers, weight, bias, adapters)
+            return Linears(rows, layers, _products([getattr(layer, "base_layer", layer) for layer in layers]), adapters)
 
         self.qkv = together(attention.q_proj, attention.k_proj, attention.v_proj)
         self.out = together(attention.o_proj)
@@ -142,10 +138,17 @@ def _normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return rms_norm(x, weight.shape, weight, eps)
 
 
-def _side_by_side(layers: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
-    """The weights of linear layers as one [sum of out, in], of which theirs become views, and their biases."""
+def _products(layers: Sequence[Any]) -> list[tuple[Tensor, Tensor | None]]:
+    """Weights and biases of linear layers, on a CPU as one. A GPU's stay where they are: a CUDA graph may read them."""
     if not all(type(layer) is nn.Linear for layer in layers):
         raise ValueError("not ordinary linear layers")
+    if layers[0].weight.device.type != "cpu":
+        return [(layer.weight, layer.bias) for layer in layers]
+    return [_side_by_side(layers)]
+
+
+def _side_by_side(layers: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+    """The weights of linear layers as one [sum of out, in], of which theirs become views, and their biases."""
     weights = [layer.weight for layer in layers]
     if _lie_so(weights):
         size = (sum(map(len, weights)), weights[0].shape[1])

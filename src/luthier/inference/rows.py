@@ -48,7 +48,8 @@ class Rows:
             return False
         for layer in layers:
             base = layer.base_layer
-            replace_forward(layer, partial(self._forward, Linears(self, [layer], base.weight, base.bias, adapters)))
+            linears = Linears(self, [layer], [(base.weight, base.bias)], adapters)
+            replace_forward(layer, partial(self._forward, linears))
         return True
 
     def _forward(self, linears: Linears, own: Callable[..., Tensor], x: Tensor) -> Tensor:
@@ -59,17 +60,22 @@ class Rows:
 
 
 class Linears:
-    """Layers with one input, plain or LoRA; weight [sum of out, in] and bias are those of all of them."""
+    """Layers with one input, plain or LoRA.
+
+    products: weight [out, in] and bias of each, or of several of them that lie one behind the other.
+    """
 
     def __init__(
-        self, rows: Rows, layers: Sequence[Any], weight: Tensor, bias: Tensor | None, adapters: set[str]
+        self, rows: Rows, layers: Sequence[Any], products: Sequence[tuple[Tensor, Tensor | None]], adapters: set[str]
     ) -> None:
-        self.rows, self.weight, self.bias = rows, weight.detach(), bias
+        self.rows = rows
+        self.products = [(weight.detach(), bias) for weight, bias in products]
         self.factors = {name: _factors(layers, name) for name in adapters}
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [N, in], the whole row → [N, sum of out]."""
-        y = self.rows.product(x, self.weight, self.bias)
+        made = [self.rows.product(x, weight, bias) for weight, bias in self.products]
+        y = made[0] if len(made) == 1 else torch.cat(made, dim=-1)
         for name, start, end in self.rows.spans:
             down, up = self.factors[name]
             if down is None:

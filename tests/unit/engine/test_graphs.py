@@ -15,9 +15,8 @@ from luthier.data.render import Example
 from luthier.engine import attention, graphs
 from luthier.engine.attention import dense
 from luthier.engine.engines import FlatEngine, install
-from luthier.engine.graphs import CannotCapture, Graphs, Shape, captures
+from luthier.engine.graphs import CannotCapture, Graphs, captures
 from luthier.engine.instance import relative_error
-from luthier.engine.layout import FlatBatch
 
 ROWS: list[Example] = BATCHES["nothing shared"][0]
 LONG = [Example(row.input_ids * 30, row.labels * 30, row.source) for row in ROWS]
@@ -26,9 +25,10 @@ LONG = [Example(row.input_ids * 30, row.labels * 30, row.source) for row in ROWS
 class ComputedAgain(Graphs):
     """A graph's replay is its computation."""
 
-    def _capture(self, shape: Shape, batch: FlatBatch) -> Any:
-        inputs = graphs._Inputs(shape, torch.device("cpu"))
-        inputs.load(batch, 1.0)
+    def _warm_up(self, inputs: graphs._Inputs) -> None:
+        pass
+
+    def _capture(self, inputs: graphs._Inputs) -> Any:
         loss = torch.zeros(())
 
         def replay() -> None:
@@ -86,6 +86,23 @@ def test_like_sizes_share_a_graph_and_others_get_their_own(model: Any, monkeypat
     assert captured.backward(LONG * 3, 1.0) is None
     assert all(p.grad is None for p in model.parameters())
     assert captured.backward(ROWS, 1.0) is not None
+
+
+def test_what_is_captured_first_warms_up_and_what_fails_without(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    captured, done = ComputedAgain(model, FlatEngine()), []
+    own = captured._capture
+
+    def capture(inputs: graphs._Inputs) -> Any:
+        done.append("capture")
+        if done == ["warm up", "capture", "capture"]:
+            raise RuntimeError("a kernel is written")
+        return own(inputs)
+
+    monkeypatch.setattr(captured, "_capture", capture)
+    monkeypatch.setattr(captured, "_warm_up", lambda inputs: done.append("warm up"))
+    for batch in (ROWS, LONG, LONG * 3):
+        assert captured.backward(batch, 1.0) is not None
+    assert done == ["warm up", "capture", "capture", "warm up", "capture", "capture"]
 
 
 def test_a_capture_that_fails_in_a_run_is_the_last(
