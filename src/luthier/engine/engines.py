@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from luthier.data.batches import Filling
 from luthier.data.render import IGNORE, Example
 from luthier.engine import attention, liger, lora, loss, mlp, norm, recurrent
-from luthier.engine.instance import restore
+from luthier.engine.instance import is_replaced, restore
 from luthier.engine.layout import FlatBatch, Tree, flatten, order
 
 MULTIPLE = 16
@@ -182,6 +182,21 @@ def install(model: Any, engine: Engine) -> None:
     restore(model)
     model.set_attn_implementation(stock_attention(model))
     engine.prepare(model)
+
+
+@contextmanager
+def as_stock(model: Any) -> Iterator[None]:
+    """The plain engine for a while; then what another one had changed is put back, and not proved again."""
+    attention_before = model.config._attn_implementation
+    replaced = [(module, module.forward) for module in model.modules() if is_replaced(module)]
+    install(model, PlainEngine())
+    try:
+        yield
+    finally:
+        restore(model)
+        for module, forward in replaced:
+            module.forward = forward
+        model.set_attn_implementation(attention_before)
 
 
 def _causal(model: Any) -> Any:

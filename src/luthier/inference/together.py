@@ -104,7 +104,7 @@ class Part:
         seen = attention(grouped, keys.transpose(1, 2), values.transpose(1, 2), mask, scores, self.count)
         if isinstance(self.cache, Pool):
             return seen.flatten(1, 2)
-        return seen.view(-1, self.count, seen.shape[-1]).transpose(0, 1)
+        return seen.reshape(-1, self.count, seen.shape[-1]).transpose(0, 1)  # a GPU lays its heads otherwise
 
     def _places(self, device: torch.device) -> Tensor:
         """Where each request's new token lies in the pool, its slots laid end to end."""

@@ -128,7 +128,7 @@ def _trainer(
     events = Events(emit, device, resumed=resumed, plan=plan, utilization=share)
     callbacks: list[TrainerCallback] = [events, stop, *trackers]
     for prompt, _ in questions(job.data.heldout_conversations, job.recipe.prompts, job.recipe.data.system)[:1]:
-        callbacks.append(Sample(job.renderer, job.engine, prompt, emit, stop.asked))
+        callbacks.append(Sample(job.renderer, prompt, emit, stop.asked))
     if settings.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
 

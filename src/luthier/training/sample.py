@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from luthier import console
 from luthier.data.conversation import Message
 from luthier.data.render import Renderer
-from luthier.engine.engines import Engine, PlainEngine, install
+from luthier.engine.engines import as_stock
 from luthier.engine.instance import evaluating
 from luthier.inference.adapters import Adapters
 from luthier.inference.decode import Decoder
@@ -33,12 +33,11 @@ class Sample(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self,
         renderer: Renderer,
-        engine: Engine,
         prompt: Sequence[Message],
         emit: Callable[[Event], None],
         stop_asked: Callable[[], bool],
     ) -> None:
-        self.renderer, self.engine, self.prompt = renderer, engine, prompt
+        self.renderer, self.prompt = renderer, prompt
         self.emit, self.stop_asked = emit, stop_asked
         self._over = False
         self._decoder: Decoder | None = None  # it proves itself once: that takes a quarter of an answer
@@ -69,9 +68,8 @@ class Sample(TrainerCallback):  # type: ignore[misc]
     def _answer(self, model: Any) -> tuple[str, int]:
         """By the stock model, as it will be asked; model and random numbers are left as the training needs them."""
         restore = randomness.snapshot()
-        install(model, PlainEngine())
         try:
-            with evaluating(model), torch.no_grad():
+            with as_stock(model), evaluating(model), torch.no_grad():
                 if self._decoder is None:
                     self._decoder = pick_decoder(Adapters(model), kept_bytes=0).value
                 else:
@@ -85,5 +83,4 @@ class Sample(TrainerCallback):  # type: ignore[misc]
                     given_up=self.stop_asked,
                 )
         finally:
-            install(model, self.engine)
             restore()

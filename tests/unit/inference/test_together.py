@@ -74,6 +74,17 @@ def test_every_family_together_as_alone(family: str) -> None:
     assert greedy(way.value, requests, 12) == expected
 
 
+def test_heads_laid_as_a_gpu_lays_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its attention kernels give [B, H, N, D] as a view of [B, N, H, D]."""
+    own = together.scaled_dot_product_attention
+
+    def attend(*args: Any, **options: Any) -> torch.Tensor:
+        return own(*args, **options).transpose(1, 2).contiguous().transpose(1, 2)
+
+    monkeypatch.setattr(together, "scaled_dot_product_attention", attend)
+    pick(add_adapter(make_model("qwen3")))
+
+
 def test_one_by_one_computes_logits_of_the_last_token_alone() -> None:
     model = add_adapter(make_model("qwen3_5"))
     widths: list[int] = []

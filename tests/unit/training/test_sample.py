@@ -26,9 +26,8 @@ def model() -> Any:
 def ask(model: Any, tokenizer: Any, *, stop: bool = False, first: bool = True) -> list[Event]:
     """What a sample emits at step 7."""
     emitted: list[Event] = []
-    engine = FlatEngine()
-    install(model, engine)
-    sample = Sample(Renderer(tokenizer), engine, PROMPT, emitted.append, lambda: stop)
+    install(model, FlatEngine())
+    sample = Sample(Renderer(tokenizer), PROMPT, emitted.append, lambda: stop)
     sample.on_evaluate(None, SimpleNamespace(is_world_process_zero=first, global_step=7), None, model=model)
     return emitted
 
@@ -54,8 +53,8 @@ def test_the_fast_way_is_proved_once_and_sees_new_weights(
 
     monkeypatch.setattr("luthier.training.sample.pick_decoder", pick)
     emitted: list[Event] = []
-    install(model, engine := FlatEngine())
-    sample = Sample(Renderer(tokenizer), engine, PROMPT, emitted.append, lambda: False)
+    install(model, FlatEngine())
+    sample = Sample(Renderer(tokenizer), PROMPT, emitted.append, lambda: False)
     state = SimpleNamespace(is_world_process_zero=True, global_step=7)
     for _ in range(2):
         sample.on_evaluate(None, state, None, model=model)

@@ -25,7 +25,7 @@ import torch
 from luthier import console
 from luthier.data.render import Example
 from luthier.engine import graphs
-from luthier.engine.engines import Engine, PlainEngine, install
+from luthier.engine.engines import Engine, as_stock
 from luthier.engine.graphs import CannotCapture
 from luthier.engine.instance import evaluating, in_mode
 from luthier.hardware import compute
@@ -216,7 +216,7 @@ def measure(model: Any, engine: Engine, workload: Workload, dtype: str, *, captu
         middle = workload.samples[len(workload.samples) // 2]
         heldout = _heldout(model, engine, middle, clock)
         update = _update(model)
-        new_token, outside = _answers(model, engine, clock, max(1, workload.questions))
+        new_token, outside = _answers(model, clock, max(1, workload.questions))
     return Rates(steps, heldout, new_token, outside, update, min(colder), _products(device, dtype), capture)
 
 
@@ -344,14 +344,13 @@ def _update(model: Any) -> float:
     return min(seconds) / len(activations.decoder_layers(model) or [model])
 
 
-def _answers(model: Any, engine: Engine, clock: _Clock, questions: int) -> tuple[float, float]:
+def _answers(model: Any, clock: _Clock, questions: int) -> tuple[float, float]:
     """Seconds of a layer, and of all else, for one more token of each answer of the tuned and the base model."""
     few, many = NEW_TOKENS
     adapter = model.active_adapter
     where = [(parameter, parameter.data) for parameter in model.parameters()]  # a decoder copies what it reads
-    install(model, PlainEngine())
     try:
-        with evaluating(model), torch.no_grad():
+        with as_stock(model), evaluating(model), torch.no_grad():
             decoder = pick_decoder(Adapters(model), kept_bytes=0).value
 
             def answer(tokens: int) -> None:
@@ -363,7 +362,6 @@ def _answers(model: Any, engine: Engine, clock: _Clock, questions: int) -> tuple
     finally:
         for parameter, data in where:
             parameter.data = data
-        install(model, engine)
     layer = statistics.median(clock.forward[len(clock.layers) :])  # without the prompt's
     return layer, max(0.0, (longer - shorter) / (many - few) - len(clock.layers) * layer)
 

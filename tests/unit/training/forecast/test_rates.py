@@ -21,7 +21,7 @@ def test_rehearsed_answers_leave_the_weights_where_they_were() -> None:
     model, engine = add_adapter(make_model("llama")), FlatEngine()
     install(model, engine)
     before = [parameter.data_ptr() for parameter in model.parameters()]
-    rates._answers(model, engine, rates._Clock(model, "cpu"), 1)
+    rates._answers(model, rates._Clock(model, "cpu"), 1)
     assert [parameter.data_ptr() for parameter in model.parameters()] == before
 
 
