@@ -36,7 +36,8 @@ def end_probability(model: Any, renderer: Renderer, examples: Sequence[Example])
 
     None where no row has such a place (plain text cut into pieces).
     """
-    found = [_probabilities(model, renderer, example) for example in chosen(examples)]
+    with evaluating(model), torch.no_grad():  # once: it walks through all modules
+        found = [_probabilities(model, renderer, example) for example in chosen(examples)]
     flat = [probability for some in found for probability in some]
     return sum(flat) / len(flat) if flat else None
 
@@ -47,10 +48,9 @@ def _probabilities(model: Any, renderer: Renderer, example: Example) -> list[flo
         return []
     before = torch.tensor(places, device=model.device) - 1
     input_ids = torch.tensor([example.input_ids], device=model.device)
-    with evaluating(model), torch.no_grad():
-        if takes_logits_to_keep(model):
-            logits = model(input_ids=input_ids, logits_to_keep=before, use_cache=False).logits[0]
-        else:
-            logits = model(input_ids=input_ids, use_cache=False).logits[0, before]
+    if takes_logits_to_keep(model):
+        logits = model(input_ids=input_ids, logits_to_keep=before, use_cache=False).logits[0]
+    else:
+        logits = model(input_ids=input_ids, use_cache=False).logits[0, before]
     stops = torch.tensor(renderer.stop_ids, device=logits.device)
     return [float(p) for p in logits.float().softmax(-1)[:, stops].sum(-1)]
