@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,22 +43,31 @@ class Sample(TrainerCallback):  # type: ignore[misc]
         self._over = False
         self._decoder: Decoder | None = None  # it proves itself once: that takes a quarter of an answer
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """A decoder lays a CPU's weights side by side: now, before processes that share them are forked."""
+        if state.is_world_process_zero:
+            self._or_leave_out(lambda: self._pick(model))
+
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        if self._over or not state.is_world_process_zero:
-            return
-        began = time.perf_counter()
+        if not self._over and state.is_world_process_zero:
+            self._or_leave_out(lambda: self._emit_answer(model, state.global_step))
+
+    def _or_leave_out(self, work: Callable[[], None]) -> None:
         try:
-            answer, tokens = self._answer(model)
+            work()
         except Exception as error:
             self._over = True
             reason = " ".join(str(error).split()) or type(error).__name__
             console.warn(f"sample answers failed and are left out: {reason}. The training goes on.")
-            return
+
+    def _emit_answer(self, model: Any, step: int) -> None:
+        began = time.perf_counter()
+        answer, tokens = self._answer(model)
         if not self.stop_asked():
             self.emit(
                 {
                     "event": "sample",
-                    "step": state.global_step,
+                    "step": step,
                     "prompt": self.prompt[-1].content,
                     "answer": answer,
                     "tokens": tokens,
@@ -65,22 +75,32 @@ class Sample(TrainerCallback):  # type: ignore[misc]
                 }
             )
 
+    def _pick(self, model: Any) -> None:
+        with _as_it_will_be_asked(model):
+            self._decoder = pick_decoder(Adapters(model), kept_bytes=0).value
+
     def _answer(self, model: Any) -> tuple[str, int]:
-        """By the stock model, as it will be asked; model and random numbers are left as the training needs them."""
-        restore = randomness.snapshot()
-        try:
-            with as_stock(model), evaluating(model), torch.no_grad():
-                if self._decoder is None:
-                    self._decoder = pick_decoder(Adapters(model), kept_bytes=0).value
-                else:
-                    self._decoder.refresh()
-                return begin_answer(
-                    self._decoder,
-                    model.active_adapter,
-                    self.renderer,
-                    self.prompt,
-                    max_new_tokens=MAX_NEW_TOKENS,
-                    given_up=self.stop_asked,
-                )
-        finally:
-            restore()
+        if self._decoder is None:
+            self._pick(model)
+        assert self._decoder is not None
+        with _as_it_will_be_asked(model):
+            self._decoder.refresh()
+            return begin_answer(
+                self._decoder,
+                model.active_adapter,
+                self.renderer,
+                self.prompt,
+                max_new_tokens=MAX_NEW_TOKENS,
+                given_up=self.stop_asked,
+            )
+
+
+@contextlib.contextmanager
+def _as_it_will_be_asked(model: Any) -> Iterator[None]:
+    """The stock model; then model and random numbers are as the training left them."""
+    restore = randomness.snapshot()
+    try:
+        with as_stock(model), evaluating(model), torch.no_grad():
+            yield
+    finally:
+        restore()
