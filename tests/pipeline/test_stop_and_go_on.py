@@ -31,7 +31,7 @@ from driver import (
 from safetensors.numpy import load_file
 from torch.amp import GradScaler
 
-from luthier.evaluation.heldout import mean_loss
+from luthier.evaluation.heldout import sum_of_losses
 from luthier.report.record import RunFolder, timeline
 from luthier.training import plan
 
@@ -308,10 +308,10 @@ def test_a_stop_in_an_evaluation_makes_up_for_it(shop: Workplace, whole: RunFold
     def stopped(*args: Any, **kwargs: Any) -> float:
         if next(measured) == evaluation:
             os.kill(os.getpid(), signal.SIGTERM)
-        return mean_loss(*args, **kwargs)
+        return sum_of_losses(*args, **kwargs)
 
     name = f"evaluation-{step}"
-    with mock.patch("luthier.training.trainer.mean_loss", stopped):
+    with mock.patch("luthier.training.trainer.sum_of_losses", stopped):
         assert luthier("train", shop.recipe(name, **SETTINGS)).status == 3
     run = shop.run(name)
     assert run.state() == f"stopped at step {step}"

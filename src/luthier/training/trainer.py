@@ -25,7 +25,7 @@ from luthier.data.render import Example
 from luthier.data.steps import Steps
 from luthier.engine.engines import Engine
 from luthier.engine.graphs import Graphs
-from luthier.evaluation.heldout import mean_loss
+from luthier.evaluation.heldout import sum_of_losses
 from luthier.hardware.memory import release
 from luthier.training import checkpoint, randomness
 from luthier.training.activations import offloaded
@@ -150,14 +150,16 @@ class LuthierTrainer(Saving):
             total = self._add_gradients(model, shares[0], weight)
         return total + sum(of_others), [batch for share in shares for batch in share]
 
-    def _beside(self, shares: Sequence[Batches], weight: float) -> AbstractContextManager[list[float]]:
+    def _beside(self, shares: Sequence[Batches], weight: float | None) -> AbstractContextManager[list[float]]:
         """What the other processes compute meanwhile; their losses are there at the end."""
         if self.workers is None:
             return contextlib.nullcontext([])
         return self.workers.beside(shares, weight, self._stop_if_asked)
 
-    def _work(self, share: Batches, weight: float) -> float:
-        """A share of a step, in another process."""
+    def _work(self, share: Batches, weight: float | None) -> float:
+        """A share of a step, or without a weight of an evaluation, in another process."""
+        if weight is None:
+            return sum_of_losses(self.model, self.engine, share)
         return float(self._add_gradients(self.model_wrapped, share, weight))
 
     def _add_gradients(self, model: Any, batches: Batches, weight: float) -> torch.Tensor:
@@ -282,17 +284,21 @@ class LuthierTrainer(Saving):
         """The held-out loss as `eval_loss`."""
         began = time.perf_counter()
         with self.compute_loss_context_manager():
-            loss = self._within_memory(
-                lambda: mean_loss(
-                    self.model, self.engine, self.heldout, budget=self.cut.tokens, before_each=self._begin
-                )
-            )
+            loss = self._within_memory(self._heldout_loss)
         metrics = {f"{metric_key_prefix}_loss": loss}
         self.evaluation_seconds = time.perf_counter() - began
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         release()  # or what a step takes next lies between holes that other shapes left
         return metrics
+
+    def _heldout_loss(self) -> float:
+        """Cross-entropy a labelled token, in nats."""
+        cut = Cut(self.cut.tokens, processes=self.cut.processes)  # parts are a step's
+        shares = cut.shares(self.heldout, self.engine)
+        with self._beside(shares[1:], None) as of_others:
+            total = sum_of_losses(self.model, self.engine, shares[0], before_each=self._begin)
+        return (total + sum(of_others)) / sum(example.num_labels for example in self.heldout)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """With `load_best` only steps that are saved anyway compete: one saved by a stop would not be there without."""

@@ -45,11 +45,12 @@ class Workers:
         learned: the weights that a step changes in place; they are moved to memory that processes share.
         count: processes besides this one.
         threads: of each process, this one too.
-        compute: forward and backward of micro-batches, each loss times a weight; returns the sum of those.
+        compute: forward and backward of micro-batches, each loss times a weight, or without a weight forward alone;
+            returns the sum of the losses.
     """
 
     def __init__(
-        self, learned: Sequence[Tensor], count: int, threads: int, compute: Callable[[Batches, float], float]
+        self, learned: Sequence[Tensor], count: int, threads: int, compute: Callable[[Batches, float | None], float]
     ) -> None:
         self.learned, self.count, self.threads, self.compute = list(learned), count, threads, compute
         for parameter in self.learned:
@@ -62,11 +63,14 @@ class Workers:
         """The most that all of them held beside what they share with this process."""
 
     @contextlib.contextmanager
-    def beside(self, shares: Sequence[Batches], weight: float, look: Callable[[], object]) -> Iterator[list[float]]:
+    def beside(
+        self, shares: Sequence[Batches], weight: float | None, look: Callable[[], object]
+    ) -> Iterator[list[float]]:
         """Lets each worker compute a share while the caller computes its own; the losses are there at the end.
 
-        Their gradients are added to those of the learned weights. What a worker drops follows from random numbers that
-        are drawn here. If the caller or `look`, which is called while they are waited for, raises, they are ended.
+        With a weight their gradients are added to those of the learned weights, and what a worker drops follows from
+        random numbers that are drawn here. If the caller or `look`, which is called while they are waited for, raises,
+        they are ended.
 
         Raises MemoryError where a worker has too little, RuntimeError with its traceback where it failed otherwise.
         """
@@ -76,10 +80,12 @@ class Workers:
             busy = self._running[: len(shares)]
             for (process, pipe), share in zip(busy, shares, strict=True):
                 with _alive(process):
-                    pipe.send((share, weight, int(torch.randint(1 << 62, ()))))
+                    pipe.send((share, weight, 0 if weight is None else int(torch.randint(1 << 62, ()))))
             with with_threads(self.threads):
                 yield losses
             losses += self._collect(busy, look)
+            if weight is not None:
+                self._add_gradients(len(busy))
         except BaseException:
             self.close()
             raise
@@ -111,7 +117,7 @@ class Workers:
             self._running.append((process, here))
 
     def _collect(self, busy: Sequence[tuple[Any, Connection]], look: Callable[[], object]) -> list[float]:
-        """Waits for these; their losses in order, and their gradients added in order."""
+        """Waits for these; their losses in order."""
         waiting = {pipe: process for process, pipe in busy}
         answers: dict[Any, tuple[float, int]] = {}
         while waiting:
@@ -119,10 +125,13 @@ class Workers:
                 answers[pipe] = self._answer(waiting.pop(pipe), pipe)  # type: ignore[arg-type, call-overload]
             look()
         self.peak_bytes = max(self.peak_bytes, sum(peak for _, peak in answers.values()))
-        for gradients in self._gradients[: len(busy)]:
+        return [answers[pipe][0] for _, pipe in busy]
+
+    def _add_gradients(self, count: int) -> None:
+        """Those of the first `count` workers, in order."""
+        for gradients in self._gradients[:count]:
             for parameter, gradient in zip(self.learned, gradients, strict=True):
                 parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
-        return [answers[pipe][0] for _, pipe in busy]
 
     @staticmethod
     def _answer(process: Any, pipe: Connection) -> tuple[float, int]:
@@ -153,14 +162,15 @@ class Workers:
                 pipe.send((loss, own, error))
 
     def _computed(
-        self, gradients: Sequence[Tensor], share: Batches, weight: float, seed: int
+        self, gradients: Sequence[Tensor], share: Batches, weight: float | None, seed: int
     ) -> tuple[float, MemoryError | str | None]:
         torch.default_generator.manual_seed(seed)
         loss, error = 0.0, None
         try:
             loss = self.compute(share, weight)
             for parameter, gradient in zip(self.learned, gradients, strict=True):
-                gradient.zero_() if parameter.grad is None else gradient.copy_(parameter.grad)
+                if weight is not None:
+                    gradient.zero_() if parameter.grad is None else gradient.copy_(parameter.grad)
         except Exception as caught:
             out = is_out_of_memory(caught)
             error = MemoryError(str(caught)) if out else "".join(traceback.format_exception(caught))

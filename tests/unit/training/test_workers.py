@@ -30,8 +30,10 @@ class Bench:
     def __init__(self) -> None:
         self.weights = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.full((2, 2), 2.0))]
 
-    def compute(self, batches: Any, weight: float) -> float:
+    def compute(self, batches: Any, weight: float | None) -> float:
         tokens = sum(example.input_ids[0] for batch in batches for example in batch)
+        if weight is None:
+            return float(tokens)
         loss = sum(w.sum() for w in self.weights) * tokens * weight
         loss.backward()  # type: ignore[union-attr]
         return float(loss.detach())  # type: ignore[union-attr]
@@ -63,6 +65,20 @@ def test_losses_in_order_and_gradients_added(bench: Bench, workers: Workers) -> 
         assert [w.grad.tolist() for w in bench.weights] == [[5.0] * 3, [[5.0] * 2] * 2]  # type: ignore[union-attr]
         for weight in bench.weights:
             weight.grad = None
+
+
+def test_without_a_weight_there_are_losses_alone(bench: Bench, workers: Workers) -> None:
+    """Also behind a step, whose gradients still lie in the shared places; and no random number is drawn."""
+    with workers.beside([[[row(2)]], [[row(3)]]], 0.5, nothing):
+        pass
+    gradients, state = [w.grad for w in bench.weights], torch.random.get_rng_state()
+    expected = [gradient.clone() for gradient in gradients if gradient is not None]
+    with workers.beside([[[row(2)]], [[row(3)], [row(4)]]], None, nothing) as losses:
+        pass
+    assert losses == [2.0, 7.0]
+    assert [w.grad for w in bench.weights] == gradients
+    assert all(map(torch.equal, gradients, expected))
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_what_is_learned_is_seen_by_all(bench: Bench, workers: Workers) -> None:

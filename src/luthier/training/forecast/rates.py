@@ -66,8 +66,9 @@ class Timed:
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured. `steps`: training; `heldout`: an evaluation, without gradients.
+    """What was measured. `steps`: training; `evaluation`: without gradients, both as each process computes them.
 
+    heldout: the same as `evaluation`, in one process alone.
     new_token, outside_token: seconds of a layer, and of all else, for one more token of every answer.
     update: seconds of clipping and optimizer for the adapter of one layer.
     new_shape: seconds more of a micro-batch of a size that was not computed before: kernels are written for it.
@@ -76,6 +77,7 @@ class Rates:
     """
 
     steps: list[Timed]
+    evaluation: Timed
     heldout: Timed
     new_token: float
     outside_token: float
@@ -92,13 +94,15 @@ class Rates:
 
         Micro-batches are taken to follow them.
         """
-        steps, heldout = [each.scaled(share) for each in self.steps], self.heldout.scaled(share)
-        return dataclasses.replace(self, steps=steps, heldout=heldout, products=self.products / share)
+        steps, evaluation = [each.scaled(share) for each in self.steps], self.evaluation.scaled(share)
+        heldout, products = self.heldout.scaled(share), self.products / share
+        return dataclasses.replace(self, steps=steps, evaluation=evaluation, heldout=heldout, products=products)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Rates:
         steps = [Timed(**each) for each in raw["steps"]]
-        return cls(**{**raw, "steps": steps, "heldout": Timed(**raw["heldout"])})
+        evaluation, heldout = (Timed(**raw[name]) for name in ("evaluation", "heldout"))
+        return cls(**{**raw, "steps": steps, "evaluation": evaluation, "heldout": heldout})
 
 
 def key(config: Any, batches: Sequence[Sequence[Example]], engine: Engine, **facts: Any) -> str:
@@ -221,11 +225,12 @@ def measure(model: Any, engine: Engine, workload: Workload, dtype: str, *, captu
             if captured:
                 steps, capture = _as_graphs(model, engine, workload.samples, steps, layers)
                 colder.append(0.0)
-        middle = workload.samples[len(workload.samples) // 2]
-        heldout = _heldout(model, engine, middle, clock)
+            middle = workload.samples[len(workload.samples) // 2]
+            evaluation = _heldout(model, engine, middle, clock)
+        heldout = evaluation if workload.processes == 1 else _heldout(model, engine, middle, clock)
         update = _update(model)
         new_token, outside = _answers(model, clock, max(1, workload.questions))
-    return Rates(steps, heldout, new_token, outside, update, min(colder), _products(device, dtype), capture)
+    return Rates(steps, evaluation, heldout, new_token, outside, update, min(colder), _products(device, dtype), capture)
 
 
 def _products(device: str, dtype: str) -> float:

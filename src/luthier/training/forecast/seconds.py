@@ -62,7 +62,7 @@ def seconds(
         unplanned: seconds that earlier runs took beyond their plans.
     """
     step = step_seconds(rates, layers=layers, recomputed=recomputed)
-    held = heldout_seconds(rates, layers=layers)
+    held, evaluated = (heldout_seconds(timed, layers=layers) for timed in (rates.heldout, rates.evaluation))
     sampled = sample.MAX_NEW_TOKENS * token_seconds(rates, layers) if work.questions else 0.0
     ending = 2 * held(Piece(work.ending_tokens, 0)) if work.ending_tokens else 0.0
     computing = sum(map(step, work.pieces)) + len(work.pieces) * rates.new_shape
@@ -70,7 +70,8 @@ def seconds(
     return Seconds(
         before=loading + sum(map(step, dearest)) + len(dearest) * rates.new_shape,
         steps=computing / work.processes + work.steps * layers * rates.update,
-        evaluation=work.evaluations * (sum(map(held, work.heldout)) + sampled) + 2 * sum(map(held, work.measured)),
+        evaluation=work.evaluations * (sum(map(evaluated, work.heldout)) / work.processes + sampled)
+        + 2 * sum(map(held, work.measured)),
         saves=work.saves * (PER_SAVE + saved_bytes / SAVED_PER_SECOND),
         answers=answer_seconds(work, rates, layers) + ending,
         unplanned=unplanned,
@@ -88,9 +89,9 @@ def step_seconds(rates: Rates, *, layers: int, recomputed: int) -> Callable[[Pie
     return of
 
 
-def heldout_seconds(rates: Rates, *, layers: int) -> Callable[[Piece], float]:
+def heldout_seconds(timed: Timed, *, layers: int) -> Callable[[Piece], float]:
     """Of one micro-batch forward."""
-    found = [rates.heldout]
+    found = [timed]
 
     def of(piece: Piece) -> float:
         return layers * _at(found, "forward", piece.tokens, "tokens") + _at(found, "outside", piece.labels, "labels")

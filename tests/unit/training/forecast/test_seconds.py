@@ -12,6 +12,7 @@ from luthier.training.forecast.workload import Piece, Workload
 
 RATES = Rates(
     steps=[Timed(100, 50, 0.01, 0.02, 0.1), Timed(200, 100, 0.02, 0.06, 0.2)],
+    evaluation=Timed(100, 50, 0.01, 0.0, 0.05),
     heldout=Timed(100, 50, 0.01, 0.0, 0.05),
     new_token=0.001,
     outside_token=0.003,
@@ -55,7 +56,15 @@ def test_recomputing_costs_a_forward() -> None:
 
 
 def test_an_evaluation_has_no_backward() -> None:
-    assert heldout_seconds(RATES, layers=10)(Piece(200, 25)) == pytest.approx(10 * 0.02 + 0.025)
+    assert heldout_seconds(RATES.heldout, layers=10)(Piece(200, 25)) == pytest.approx(10 * 0.02 + 0.025)
+
+
+def test_processes_evaluate_together() -> None:
+    """Each slower than one alone; what is measured row by row, one computes."""
+    rates = replace(RATES, evaluation=Timed(100, 50, 0.016, 0.0, 0.08))
+    work = replace(WORK, processes=2, questions=0)
+    found = seconds(work, rates, layers=10, recomputed=0, loading=0.0, saved_bytes=0, dearest=[])
+    assert found.evaluation == pytest.approx(4 * (10 * 0.016 + 0.08) / 2 + 2 * 0.3)
 
 
 def test_a_run() -> None:
