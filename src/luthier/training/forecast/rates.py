@@ -324,17 +324,19 @@ def _as_graphs(
     if count < 2:
         return without, 0.0
     found = []
+    capture = 0.0
     try:
         for batch, eager in zip(batches, without, strict=True):
-            all_of_them, captured = graphs.time_one(model, engine, batch)
+            several, of_several = graphs.time_one(model, engine, batch)
             with _first_layers(model, 1):
-                first, _ = graphs.time_one(model, engine, batch)
-            layer = max(0.0, (all_of_them - first) / (count - 1))
-            found.append(Timed(eager.tokens, eager.labels, 0.0, layer, max(0.0, first - layer)))
+                one, of_one = graphs.time_one(model, engine, batch)
+            layer, of_layer = (max(0.0, more / (count - 1)) for more in (several - one, of_several - of_one))
+            found.append(Timed(eager.tokens, eager.labels, 0.0, layer, max(0.0, one - layer)))
+            capture = max(capture, of_one + (layers - 1) * of_layer)
     except CannotCapture:
         return without, 0.0
     faster = sum(map(_layer_seconds, found)) < sum(map(_layer_seconds, without))
-    return (found, captured * layers / count) if faster else (without, 0.0)
+    return (found, capture) if faster else (without, 0.0)
 
 
 def _layer_seconds(timed: Timed) -> float:
