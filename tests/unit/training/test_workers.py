@@ -173,7 +173,7 @@ def test_the_memory_of_the_others_is_counted_without_what_is_shared(bench: Bench
     with workers.beside([[[row(2)]], [[row(2)]]], 1.0, nothing):
         pass
     workers.close()
-    assert 100e6 < workers.peak_bytes < 160e6
+    assert 99e6 < workers.peak_bytes < 160e6  # pages that it had before are used again
 
 
 def test_what_they_drop_follows_from_random_numbers_drawn_here(bench: Bench) -> None:
