@@ -14,7 +14,8 @@ from tiny import add_adapter, make_model
 
 from luthier.engine import graphs
 from luthier.engine.engines import FlatEngine, install
-from luthier.engine.graphs import CannotCapture, Graphs, time_one, try_out
+from luthier.engine.graph_trial import time_one, try_out
+from luthier.engine.graphs import CannotCapture, Graphs
 from luthier.engine.instance import relative_error
 
 pytestmark = ON_A_GPU

@@ -11,9 +11,8 @@ What may be captured, and what must not be: docs.pytorch.org/docs/stable/notes/c
 from __future__ import annotations
 
 import contextlib
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,10 +34,6 @@ WASTE = 1.25
 ROOM = 1.2
 """Tokens of a graph for each of a micro-batch at most, and how much more of all else a graph takes than the micro-batch
 it is captured for: to capture one costs as much as dozens of its steps."""
-TIMED_RUNS = 5
-LARGEST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.15}
-"""Of all gradients together, against the same micro-batch without a graph. Other sizes are rounded otherwise:
-bfloat16 itself is off by 4 to 5 % on SmolLM2, and in the shape of Qwen3-8B the two differed by as much."""
 
 
 class Shape(NamedTuple):
@@ -218,7 +213,7 @@ class Graphs:
             torch._foreach_zero_(self._sums)
             torch.manual_seed(seed)
             replay()
-            return _flat(self._sums)
+            return flat(self._sums)
 
         with torch.random.fork_rng():
             found, other = replayed(0), replayed(1)
@@ -226,7 +221,7 @@ class Graphs:
             _, gradients = self._compute(inputs)
         if torch.equal(found, other):
             raise CannotCapture("what it drops is the same each time")
-        return relative_error(found, _flat(gradients))
+        return relative_error(found, flat(gradients))
 
     def _captured_for(self, batch: FlatBatch) -> _Captured | None:
         shape = Shape.of(batch)
@@ -241,7 +236,7 @@ class Graphs:
             raise
         except RuntimeError as error:
             self._most = 0
-            console.warn(f"no more CUDA graphs, so some steps take longer: {_first_line(error)}")
+            console.warn(f"no more CUDA graphs, so some steps take longer: {first_line(error)}")
             return None
 
     def _add(self, batch: FlatBatch) -> _Captured:
@@ -313,56 +308,6 @@ class CannotCapture(Exception):
     """Why a micro-batch cannot be a graph."""
 
 
-def try_out(model: Any, engine: Engine, examples: Sequence[Example], *, drops: bool) -> tuple[float, float]:
-    """Seconds of a micro-batch's forward and backward, without a graph and with one.
-
-    `drops`: whether something is dropped, so that no two gradients are the same.
-
-    Raises CannotCapture where it cannot be captured, or the graph's gradient is another.
-    """
-
-    def eager() -> None:
-        torch.autograd.backward(engine.loss_sum(model, examples))
-
-    def graph() -> None:
-        graphs.backward(examples, 1.0)
-
-    model.train()
-    try:
-        expected = _gradient(model, eager)
-        without = _seconds(eager)
-        model.zero_grad()
-        torch.cuda.empty_cache()
-        graphs = Graphs(model, engine)
-        graphs.capture(examples)
-        off = graphs.error() if drops else relative_error(_gradient(model, graph), expected)
-        with_graph = _seconds(graph)
-    except RuntimeError as error:  # what cannot be captured says so in words of its own
-        raise CannotCapture(f"it cannot be captured ({_first_line(error)})") from error
-    finally:
-        model.zero_grad()
-        torch.cuda.empty_cache()
-    if not off <= LARGEST_ERROR[model.dtype]:
-        raise CannotCapture(f"its gradient is off by {off:.1e}")
-    return without, with_graph
-
-
-def time_one(model: Any, engine: Engine, examples: Sequence[Example]) -> tuple[float, float]:
-    """Seconds of a micro-batch as a graph, and of its capture. Raises CannotCapture."""
-    try:
-        graphs = Graphs(model, engine)
-        graphs.capture(examples)  # what compilers and libraries do once
-        began = time.perf_counter()
-        graphs.capture(examples)
-        captured = time.perf_counter() - began
-        return _seconds(lambda: graphs.backward(examples, 1.0)), captured
-    except RuntimeError as error:
-        raise CannotCapture(_first_line(error)) from error
-    finally:
-        model.zero_grad()
-        torch.cuda.empty_cache()
-
-
 def captures(sizes: Iterable[int]) -> int:
     """How many graphs micro-batches of so many tokens take, as far as tokens decide it.
 
@@ -375,7 +320,7 @@ def captures(sizes: Iterable[int]) -> int:
     return len(found)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
@@ -392,23 +337,6 @@ def random_numbers_survive() -> Iterator[None]:
         raise
 
 
-def _gradient(model: Any, work: Callable[[], None]) -> Tensor:
-    model.zero_grad()
-    work()
-    return _flat(p.grad for p in model.parameters())
-
-
-def _flat(gradients: Iterable[Tensor | None]) -> Tensor:
+def flat(gradients: Iterable[Tensor | None]) -> Tensor:
     """A copy, in one piece."""
     return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    """Of one of some runs, each queued while the device computes the one before it, as in a training."""
-    work()
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(TIMED_RUNS):
-        work()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - began) / TIMED_RUNS

@@ -12,7 +12,8 @@ from luthier.data.render import Example
 from luthier.engine import recurrent
 from luthier.engine.choose import has_dropout
 from luthier.engine.engines import Engine, FlatEngine
-from luthier.engine.graphs import CannotCapture, try_out
+from luthier.engine.graph_trial import try_out
+from luthier.engine.graphs import CannotCapture
 from luthier.errors import Problem, RecipeError
 from luthier.recipe.schema import TrainSettings
 from luthier.training.plan import ASKED

@@ -24,7 +24,7 @@ import torch
 
 from luthier import console
 from luthier.data.render import IGNORE, Example
-from luthier.engine import graphs
+from luthier.engine import graph_trial
 from luthier.engine.engines import Engine, as_stock
 from luthier.engine.graphs import CannotCapture
 from luthier.engine.instance import evaluating, in_mode
@@ -327,9 +327,9 @@ def _as_graphs(
     capture = 0.0
     try:
         for batch, eager in zip(batches, without, strict=True):
-            several, of_several = graphs.time_one(model, engine, batch)
+            several, of_several = graph_trial.time_one(model, engine, batch)
             with _first_layers(model, 1):
-                one, of_one = graphs.time_one(model, engine, batch)
+                one, of_one = graph_trial.time_one(model, engine, batch)
             layer, of_layer = (max(0.0, more / (count - 1)) for more in (several - one, of_several - of_one))
             found.append(Timed(eager.tokens, eager.labels, 0.0, layer, max(0.0, one - layer)))
             capture = max(capture, of_one + (layers - 1) * of_layer)

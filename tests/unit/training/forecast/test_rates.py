@@ -62,7 +62,7 @@ def test_a_layer_of_a_graph_is_what_more_layers_take_longer(monkeypatch: pytest.
         count = len(short.base_model.model.model.layers)
         return 0.2 + 0.1 * count, 0.3 * count
 
-    monkeypatch.setattr(rates.graphs, "time_one", time_one)
+    monkeypatch.setattr(rates.graph_trial, "time_one", time_one)
     found, capture = rates._as_graphs(model, engine, [[], []], _timed(1.0, 2.0), 12)
     assert [(each.forward, each.backward, each.outside) for each in found] == [pytest.approx((0.0, 0.1, 0.2))] * 2
     assert capture == pytest.approx(0.3 * 12)
@@ -74,6 +74,6 @@ def test_what_cannot_be_a_graph_is_timed_without(monkeypatch: pytest.MonkeyPatch
     def time_one(*_: Any) -> tuple[float, float]:
         raise CannotCapture("it waits")
 
-    monkeypatch.setattr(rates.graphs, "time_one", time_one)
+    monkeypatch.setattr(rates.graph_trial, "time_one", time_one)
     without = _timed(1.0)
     assert rates._as_graphs(add_adapter(make_model("llama")), FlatEngine(), [[]], without, 12) == (without, 0.0)
