@@ -9,7 +9,7 @@ import torch
 
 from luthier.choice import Choice
 from luthier.data.render import Example
-from luthier.engine import attention, recurrent
+from luthier.engine import attention, compiled, recurrent
 from luthier.engine.engines import Engine, FlatEngine, PlainEngine, install, needs_eager
 from luthier.engine.instance import evaluating
 from luthier.errors import ModelError, Problem
@@ -36,8 +36,7 @@ def pick_engine(model: Any, examples: Sequence[Example], *, asked: str) -> Choic
     if reason is None:
         checked = _check(model, flat, examples)
         if checked.value:
-            elementwise = f", {' and '.join(flat.by_liger)} by Liger kernels" if flat.by_liger else ""
-            return Choice(flat, f"no padding, {sharing}{elementwise}; {checked.reason}")
+            return Choice(flat, f"no padding, {sharing}{_elementwise(model, flat)}; {checked.reason}")
         reason = checked.reason
     if asked == "flat":
         raise ModelError(Problem("train.engine: flat", reason, "set train.engine: auto or plain"))
@@ -55,6 +54,12 @@ def has_dropout(model: Any) -> bool:
 def _attention(model: Any) -> str:
     _, width = attention.key_heads(model.config)
     return attention.named(model.device.type, model.dtype, width, plain=not needs_eager(model))
+
+
+def _elementwise(model: Any, flat: FlatEngine) -> str:
+    if flat.by_liger:
+        return f", {' and '.join(flat.by_liger)} by Liger kernels"
+    return f", {compiled.find().reason}" if model.device.type == "cpu" else ""
 
 
 def _check(model: Any, engine: Engine, examples: Sequence[Example]) -> Choice[bool]:

@@ -30,8 +30,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
+from torch.nn.functional import linear, silu
 
+from luthier.engine import compiled
 from luthier.engine.instance import evaluating, replace_forward
 
 
@@ -294,8 +295,9 @@ class _GatedLinear(torch.autograd.Function):
         factors: _Factors | None,
         *learned: Tensor,
     ) -> Tensor:
-        (y,) = _LoraLinears.forward(ctx, act(gate) * up, None, frozen, factors, *learned)
-        ctx.act = act
+        ctx.act, ctx.compiled = act, act is silu and compiled.fits(gate)
+        inner = compiled.swiglu(gate, up) if ctx.compiled else act(gate) * up
+        (y,) = _LoraLinears.forward(ctx, inner, None, frozen, factors, *learned)
         ctx.save_for_backward(gate, up, *ctx.to_save[1:])
         return y
 
@@ -303,19 +305,25 @@ class _GatedLinear(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gate, up, *kept = ctx.saved_tensors
+        if ctx.compiled:
+            d_inner, d_learned = _GatedLinear._of_inner(ctx, compiled.swiglu(gate, up), kept, grad)
+            return None, *compiled.swiglu_backward(d_inner, gate, up), None, None, *d_learned
         with torch.enable_grad():
             gate = gate.detach().requires_grad_()
             act = ctx.act(gate)
-        inner = SimpleNamespace(
-            frozen=ctx.frozen,
-            factors=ctx.factors,
-            saved_tensors=(act.detach() * up, *kept),
-            needs_input_grad=(True, False),
+        d_inner, d_learned = _GatedLinear._of_inner(ctx, act.detach() * up, kept, grad)
+        (d_gate,) = torch.autograd.grad(act, gate, d_inner * up)
+        return None, d_gate, d_inner.mul_(act.detach()), None, None, *d_learned
+
+    @staticmethod
+    def _of_inner(ctx: Any, inner: Tensor, kept: list[Tensor], grad: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """The gradients of what the layer read, and of its A and B."""
+        of_layer = SimpleNamespace(
+            frozen=ctx.frozen, factors=ctx.factors, saved_tensors=(inner, *kept), needs_input_grad=(True, False)
         )
-        d_input, _, _, _, *d_learned = _LoraLinears.backward(inner, grad)
-        assert d_input is not None  # it was asked for
-        (d_gate,) = torch.autograd.grad(act, gate, d_input * up)
-        return None, d_gate, d_input.mul_(act.detach()), None, None, *d_learned
+        d_inner, _, _, _, *d_learned = _LoraLinears.backward(of_layer, grad)
+        assert d_inner is not None  # it was asked for
+        return d_inner, d_learned
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ Activation = Callable[[Tensor], Tensor]
 Middle = Callable[[Tensor, Tensor], Tensor]
 """gate, up [..., I] → act(gate) * up."""
 
+T = TypeVar("T")
+
 tanh_gelu: Activation = partial(gelu, approximate="tanh")
 
 
@@ -36,7 +38,7 @@ def fuse(model: Any, silu_mul: Middle, gelu_mul: Middle) -> int:
     fused = 0
     with evaluating(model):  # an adapter's dropout would tell the two apart
         for module in _gated(model):
-            middle = _middle(module, {silu: silu_mul, tanh_gelu: gelu_mul})
+            middle = _known(module.act_fn, {silu: silu_mul, tanh_gelu: gelu_mul})
             fused += middle is not None and _replaced(module, partial(_forward, module, middle), model.dtype)
     return fused
 
@@ -48,7 +50,7 @@ def keep_less(model: Any) -> int:
     """
     with evaluating(model):
         adapted = [m for m in _gated(model) if is_replaced(m.down_proj) and not is_replaced(m)]
-        return sum(_replaced(module, partial(_adapted, module), model.dtype) for module in adapted)
+        return sum(_replaced(module, partial(_adapted, module, _act(module)), model.dtype) for module in adapted)
 
 
 def _gated(model: Any) -> list[Any]:
@@ -63,11 +65,16 @@ def _replaced(module: Any, forward: Callable[..., Tensor], dtype: torch.dtype) -
     return agree
 
 
-def _middle(module: Any, kernels: dict[Activation, Middle]) -> Middle | None:
-    """The kernel whose activation is the module's: families name it in many ways, so it is asked for its values."""
+def _known(act: Activation, of: dict[Activation, T]) -> T | None:
+    """What belongs to this activation: families name it in many ways, so it is asked for its values."""
     x = torch.linspace(-6, 6, 121)
-    found = module.act_fn(x)
-    return next((kernel for activation, kernel in kernels.items() if torch.allclose(found, activation(x))), None)
+    found = act(x)
+    return next((value for activation, value in of.items() if torch.allclose(found, activation(x))), None)
+
+
+def _act(module: Any) -> Activation:
+    """SiLU by that name, which is computed in compiled loops, or the module's own."""
+    return _known(module.act_fn, {silu: silu}) or module.act_fn
 
 
 def _agrees(module: Any, forward: Callable[..., Tensor], dtype: torch.dtype) -> bool:
@@ -86,5 +93,5 @@ def _forward(module: Any, middle: Middle, own: object, x: Tensor) -> Tensor:
     return y
 
 
-def _adapted(module: Any, own: object, x: Tensor) -> Tensor:
-    return lora.gated_linear(module.act_fn, module.gate_proj(x), module.up_proj(x), module.down_proj)
+def _adapted(module: Any, act: Activation, own: object, x: Tensor) -> Tensor:
+    return lora.gated_linear(act, module.gate_proj(x), module.up_proj(x), module.down_proj)

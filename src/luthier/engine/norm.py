@@ -4,6 +4,7 @@
     dx = r (g w) - x r^3 mean(g w x)
 
 A frozen norm's weight needs no gradient. Sums are float32, as in the stock modules; x and r are all that is kept.
+Compiled loops take one pass each way over memory, where those may be had.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from luthier.engine import compiled
 from luthier.engine.instance import is_replaced, output_and_gradient, relative_error, replace_forward
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -72,16 +74,23 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide, weight = x.float(), weight.float()
-        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]
-        r: Tensor = mean_square.add_(eps).rsqrt_()
+        weight = weight.float()
+        if compiled.fits(x):
+            y, r = compiled.rms_norm(x, weight, eps)
+        else:
+            wide = x.float()
+            mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]
+            r = mean_square.add_(eps).rsqrt_()
+            y = (wide * r).mul_(weight).to(x.dtype)
         ctx.save_for_backward(x, r, weight)
-        return (wide * r).mul_(weight).to(x.dtype)
+        return y
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         x, r, weight = ctx.saved_tensors
+        if compiled.fits(x):
+            return compiled.rms_norm_backward(g, x, weight, r), None, None
         wide, gw = x.float(), g.float() * weight
         mean = torch.linalg.vecdot(gw, wide)[..., None] / x.shape[-1]
         return gw.mul_(r).addcmul_(wide, mean * r**3, value=-1).to(x.dtype), None, None

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from luthier.engine import compiled
 from luthier.engine.block_attention import in_blocks
 from luthier.engine.layout import Layout
 from luthier.engine.scores import Scores
@@ -112,7 +113,10 @@ def _attend(strips: Sequence[Strip], q: Tensor, k: Tensor, v: Tensor) -> tuple[T
 
 def _top(q: Tensor, k: Tensor, tile: Tile) -> Tensor:
     """The largest score of each query [B * H, L, 1]."""
-    return _masked(_scores(q, k), tile).float().amax(-1, keepdim=True)
+    scores = _scores(q, k)
+    if compiled.fits(scores):
+        return compiled.tops(scores, tile)
+    return _masked(scores, tile).float().amax(-1, keepdim=True)
 
 
 def _weighed(strip: Strip, q: Tensor, keys: Piece, values: Piece) -> tuple[Tensor, Tensor]:
@@ -120,10 +124,18 @@ def _weighed(strip: Strip, q: Tensor, keys: Piece, values: Piece) -> tuple[Tenso
     outs, totals = [], []
     for tile in strip:
         v = values(tile.keys)
-        p = _shown(_scores(q, keys(tile.keys)).exp_(), tile)
+        p, total = _weights(_scores(q, keys(tile.keys)), tile)
         outs.append(torch.bmm(_grouped(p, v), v).view(*q.shape[:2], -1))
-        totals.append(p.sum(-1, keepdim=True, dtype=torch.float32))
+        totals.append(total)
     return _sum(outs), _sum(totals)
+
+
+def _weights(scores: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
+    """exp(scores), in place, and their sums [B * H, L, 1]."""
+    if compiled.fits(scores):
+        return scores, compiled.weigh(scores, tile)
+    p = _shown(scores.exp_(), tile)
+    return p, p.sum(-1, keepdim=True, dtype=torch.float32)
 
 
 def _gradients(strips: Sequence[Strip], q: Tensor, do: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,9 +159,12 @@ def _gradients(strips: Sequence[Strip], q: Tensor, do: Tensor, k: Tensor, v: Ten
 
 
 def _of_tile(tile: Tile, q: Tensor, do: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    p = _shown(_scores(q, k).exp_(), tile)
-    dv = torch.bmm(_grouped(p, k).mT, _grouped(_narrow(do), k))
-    ds = _grouped(p.mul_(_scores(do, v)), k)
+    p, ds = _scores(q, k), _scores(do, v)
+    if compiled.fits(p):
+        compiled.weigh_backward(p, ds, tile)
+    else:
+        ds.mul_(_shown(p.exp_(), tile))
+    dv, ds = torch.bmm(_grouped(p, k).mT, _grouped(_narrow(do), k)), _grouped(ds, k)
     return torch.bmm(ds, _narrow(k)).view(*q.shape[:2], -1), torch.bmm(ds.mT, _grouped(_narrow(q), k)), dv
 
 

@@ -48,11 +48,15 @@ class Hidden(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Scores computed at once: those of some queries of a block and of keys that some of them see."""
+    """Scores computed at once: those of some queries of a block and of keys that some of them see.
+
+    seen: (behind, before): query l of the tile sees its keys from l + before on, up to l + behind, without it.
+    """
 
     queries: slice
     keys: slice
     hidden: Hidden | None
+    seen: tuple[int, int]
 
 
 Strip = list[Tile]
@@ -182,11 +186,18 @@ def _strips(queries: int, keys: int, heads: int, distance: int, window: int | No
         borders = [first, *range((first // WIDTH + 1) * WIDTH, last, WIDTH), last]
         strips.append(
             [
-                Tile(slice(start, stop), slice(a, b), _hidden(stop - start, b - a, start + distance - a, window))
+                _tile(slice(start, stop), slice(a, b), start + distance - a, window)
                 for a, b in itertools.pairwise(borders)
             ]
         )
     return strips
+
+
+def _tile(queries: slice, keys: slice, distance: int, window: int | None) -> Tile:
+    """distance: of its first query from its first key."""
+    hidden = _hidden(_size(queries), _size(keys), distance, window)
+    before = -_size(queries) if window is None else distance + 1 - window
+    return Tile(queries, keys, hidden, (distance + 1, before))
 
 
 def _hidden(queries: int, keys: int, distance: int, window: int | None) -> Hidden | None:

@@ -14,6 +14,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from luthier.engine import norm
 from luthier.engine.instance import Replaced
 
+pytestmark = pytest.mark.usefixtures("either_loops")
+
 
 def module(kind: type[nn.Module], dtype: torch.dtype) -> Any:
     made = kind(32, eps=1e-5)

@@ -17,6 +17,8 @@ from luthier.engine.product_attention import in_products
 from luthier.engine.scores import Scores
 from luthier.engine.tiles import plan_of
 
+pytestmark = pytest.mark.usefixtures("either_loops")
+
 SIDE_BY_SIDE = Layout((Segment(0, 3, 3, 0), Segment(3, 4, 4, 0), Segment(4, 10, 10, 0)))
 TREE = Layout(
     (

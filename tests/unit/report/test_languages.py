@@ -72,6 +72,18 @@ def test_sentences_recorded_in_english_have_their_chinese(english: str, chinese:
             "线性注意力逐行计算，归一化用 Liger 算子；与标准算法的损失相差 0",
         ),
         (
+            "no padding, shared prefixes computed once, attention in grouped products, loops compiled by numba; "
+            "the flat loss differs from the plain one by 1.1e-03",
+            "没有填充，相同的前缀只计算一次，注意力以分组乘积计算，逐元素的循环由 numba 编译；"
+            "与标准算法的损失相差 1.1e-03",
+        ),
+        (
+            "no padding, shared prefixes computed once, attention in blocks, no loops compiled by numba "
+            "(No module named 'numba'); the flat loss differs from the plain one by 0",
+            "没有填充，相同的前缀只计算一次，注意力分块计算，逐元素的循环没有用 numba 编译（No module named "
+            "'numba'）；与标准算法的损失相差 0",
+        ),
+        (
             "no padding, shared prefixes computed once, attention by a dense mask, as FlexAttention fails "
             "(clang: not found; no compiler); the flat loss differs from the plain one by 0",
             "没有填充，相同的前缀只计算一次，注意力由 稠密掩码（FlexAttention 出错：clang: not found；"

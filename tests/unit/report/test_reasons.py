@@ -21,7 +21,7 @@ from luthier.choice import Choice
 from luthier.data.conversation import Source
 from luthier.data.prepare import pick_max_length
 from luthier.data.render import IGNORE, Example
-from luthier.engine import attention, choose, liger
+from luthier.engine import attention, choose, compiled, liger
 from luthier.engine.engines import FlatEngine, PlainEngine
 from luthier.engine.flash import in_flashes
 from luthier.engine.graphs import CannotCapture
@@ -45,6 +45,7 @@ NAMES = set(WORD.findall(re.sub(r"{\w+}", "", " ".join(zh_recorded.SENTENCES.val
 
 FACTS = (
     *("cpu", "cuda", "mps", "TFLOP/s", "LlamaForCausalLM", "conv"),
+    "No module named",
     "flat_attention() missing 1 required keyword-only argument: 'layout'",
 )
 """Devices, units, and of models a class, a kind of layers and an error."""
@@ -180,6 +181,10 @@ def of_the_engine(patch: pytest.MonkeyPatch) -> Iterator[Choice[Any]]:
     yield choose.pick_engine(model, ROWS, asked="plain")
     with patch.context() as strict:
         strict.setattr(choose, "TOLERANCE", {torch.float32: -1.0})
+        yield choose.pick_engine(model, ROWS, asked="auto")
+    with patch.context() as without:
+        without.setattr(liger, "fuse", lambda model: [])
+        without.setattr(compiled, "find", lambda: Choice(None, "no loops compiled by numba (No module named 'numba')"))
         yield choose.pick_engine(model, ROWS, asked="auto")
     with patch.context() as own:
         own.setattr(type(model.get_base_model()), "_supports_attention_backend", False)

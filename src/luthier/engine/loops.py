@@ -1,0 +1,231 @@
+"""Loops over the values between two products, compiled by numba: one pass each, where torch takes one an operation.
+
+Values are float32, or bfloat16 as its 16 bits; sums and what lies between are float32, rounded once. Each is one
+thread's work. `compiled` calls them with tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.ir
+import numpy as np
+from numba import njit, types
+from numba.extending import intrinsic, overload
+
+EXACT: Any = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
+SUMMING: Any = {**EXACT, "fastmath": {"contract", "nsz", "reassoc"}}
+"""Sums in several lanes. Not for `exp`, whose rounding to an integer would be taken for nothing."""
+F, U = np.float32, np.uint32
+
+
+def _same_bits(source: Any, target: Any, kind: Any) -> Any:
+    """A function of numba that takes the bits of a number for another one."""
+
+    def typed(typing: Any, x: Any) -> Any:
+        return target(source), lambda context, builder, signature, values: builder.bitcast(values[0], kind)
+
+    return intrinsic(typed)
+
+
+_bits = _same_bits(types.float32, types.uint32, llvmlite.ir.IntType(32))
+_number = _same_bits(types.uint32, types.float32, llvmlite.ir.FloatType())
+
+
+def _wide(value: Any) -> Any:
+    """float32 of a value as it is kept."""
+
+
+@overload(_wide, inline="always", strict=False)  # type: ignore[untyped-decorator]
+def _wide_of(value: Any) -> Any:
+    if isinstance(value, types.Integer):
+        return lambda value: _number(U(U(value) << U(16)))
+    return lambda value: value
+
+
+def _kept(like: Any, x: Any) -> Any:
+    """float32 as a value of this array is kept: bfloat16 rounds to the nearest, of two the even one."""
+
+
+@overload(_kept, inline="always", strict=False)  # type: ignore[untyped-decorator]
+def _kept_as(like: Any, x: Any) -> Any:
+    if isinstance(like.dtype, types.Integer):
+        return lambda like, x: _rounded(x)
+    return lambda like, x: x
+
+
+@njit(**EXACT, forceinline=True)  # type: ignore[untyped-decorator]
+def _rounded(x: Any) -> Any:
+    bits = _bits(x)
+    nearest = (bits + U(0x7FFF) + ((bits >> U(16)) & U(1))) >> U(16)
+    return np.uint16(nearest if x == x else U(0x7FC0))
+
+
+@njit(**EXACT, forceinline=True)  # type: ignore[untyped-decorator]
+def _exp(x: Any) -> Any:
+    """e^x to 1e-7 of itself, 0 below -87, e^88 above 88: 2^n e^r, with the polynomial of Cephes' expf."""
+    nothing = x < F(-87.0)
+    x = F(-87.0) if nothing else x
+    x = F(88.0) if x > F(88.0) else x
+    shifted = x * F(1.4426950408889634) + F(12582912.0)  # whose last bits are n
+    n = shifted - F(12582912.0)
+    r = x - n * F(0.693359375)
+    r = r - n * F(-2.12194440e-4)
+    p = F(1.9875691500e-4)
+    p = p * r + F(1.3981999507e-3)
+    p = p * r + F(8.3334519073e-3)
+    p = p * r + F(4.1665795894e-2)
+    p = p * r + F(1.6666665459e-1)
+    p = p * r + F(5.0000001201e-1)
+    power = _number((_bits(shifted) << U(23)) + U(0x3F800000))
+    return F(0.0) if nothing else (p * r * r + r + F(1.0)) * power
+
+
+@njit(**SUMMING)  # type: ignore[untyped-decorator]
+def rms_norm(x: Any, weight: Any, eps: Any, y: Any, r: Any) -> None:
+    """y = x r weight, r = 1 / sqrt(mean(x^2) + eps). x, y: [N, H]; weight: [H]; r: [N]."""
+    width = x.shape[1]
+    for row in range(x.shape[0]):
+        total = F(0.0)
+        for j in range(width):
+            value = _wide(x[row, j])
+            total += value * value
+        scale = F(1.0) / np.sqrt(total / F(width) + eps)
+        r[row] = scale
+        for j in range(width):
+            y[row, j] = _kept(y, _wide(x[row, j]) * scale * weight[j])
+
+
+@njit(**SUMMING)  # type: ignore[untyped-decorator]
+def rms_norm_backward(g: Any, x: Any, weight: Any, r: Any, dx: Any) -> None:
+    """dx = r (g weight) - x r^3 mean(g weight x)."""
+    width = x.shape[1]
+    for row in range(x.shape[0]):
+        total = F(0.0)
+        for j in range(width):
+            total += _wide(g[row, j]) * weight[j] * _wide(x[row, j])
+        scale = r[row]
+        drawn = scale * scale * scale * total / F(width)
+        for j in range(width):
+            dx[row, j] = _kept(dx, _wide(g[row, j]) * weight[j] * scale - _wide(x[row, j]) * drawn)
+
+
+@njit(**EXACT)  # type: ignore[untyped-decorator]
+def swiglu(gate: Any, up: Any, y: Any) -> None:
+    """y = gate sigmoid(gate) up, all [n]."""
+    for i in range(gate.size):
+        x = _wide(gate[i])
+        y[i] = _kept(y, x / (F(1.0) + _exp(-x)) * _wide(up[i]))
+
+
+@njit(**EXACT)  # type: ignore[untyped-decorator]
+def swiglu_backward(g: Any, gate: Any, up: Any, d_gate: Any, d_up: Any) -> None:
+    for i in range(gate.size):
+        x, of_y = _wide(gate[i]), _wide(g[i])
+        sigmoid = F(1.0) / (F(1.0) + _exp(-x))
+        act = x * sigmoid
+        d_up[i] = _kept(d_up, of_y * act)
+        d_gate[i] = _kept(d_gate, of_y * _wide(up[i]) * (sigmoid + act * (F(1.0) - sigmoid)))
+
+
+@njit(**EXACT)  # type: ignore[untyped-decorator]
+def _largest(x: Any) -> Any:
+    """By its bits, as integers in the order of the numbers: of these the largest is found in several lanes."""
+    top = _ordered(np.int32(_bits(F(-np.inf))))
+    for i in range(x.size):
+        place = _ordered(np.int32(_bits(_wide(x[i]))))
+        top = place if place > top else top
+    return _number(U(_ordered(top)))
+
+
+@njit(**EXACT, forceinline=True)  # type: ignore[untyped-decorator]
+def _ordered(bits: Any) -> Any:
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@njit(**SUMMING)  # type: ignore[untyped-decorator]
+def _exps(x: Any, top: Any, room: Any) -> Any:
+    """room = exp(x - top), and its sum."""
+    total = F(0.0)
+    for i in range(x.size):
+        room[i] = _exp(_wide(x[i]) - top)
+        total += room[i]
+    return total
+
+
+@njit(**EXACT)  # type: ignore[untyped-decorator]
+def cross_entropy(logits: Any, targets: Any, losses: Any, gradient: Any, room: Any) -> None:
+    """losses [M] of logits [M, V], which are overwritten by their gradient where that is asked for. room: [V]."""
+    for row in range(logits.shape[0]):
+        x, target = logits[row], targets[row]
+        top = _largest(x)
+        total = _exps(x, top, room)
+        losses[row] = top + np.log(total) - _wide(x[target])
+        if gradient:
+            share = F(1.0) / total
+            for i in range(x.size):
+                x[i] = _kept(x, room[i] * share)
+            x[target] = _kept(x, room[target] * share - F(1.0))
+
+
+@njit(**EXACT, forceinline=True)  # type: ignore[untyped-decorator]
+def _seen(query: Any, keys: Any, behind: Any, before: Any) -> Any:
+    last = min(keys, max(0, query + behind))
+    return min(last, max(0, query + before)), last
+
+
+@njit(**EXACT)  # type: ignore[untyped-decorator]
+def tops(scores: Any, behind: Any, before: Any, top: Any) -> None:
+    """The largest score of each query, [B, L]. Query l sees the keys from l + before on, up to l + behind, without it.
+
+    scores: [B, L, S].
+    """
+    batch, queries, keys = scores.shape
+    for b in range(batch):
+        for q in range(queries):
+            first, last = _seen(q, keys, behind, before)
+            top[b, q] = _largest(scores[b, q, first:last])
+
+
+@njit(**SUMMING)  # type: ignore[untyped-decorator]
+def _weigh(x: Any) -> Any:
+    total = F(0.0)
+    for i in range(x.size):
+        p = _kept(x, _exp(_wide(x[i])))
+        x[i] = p
+        total += _wide(p)
+    return total
+
+
+@njit(**EXACT)  # type: ignore[untyped-decorator]
+def weigh(scores: Any, behind: Any, before: Any, totals: Any) -> None:
+    """scores become exp(scores), 0 where hidden, whose sums are totals [B, L]."""
+    batch, queries, keys = scores.shape
+    for b in range(batch):
+        for q in range(queries):
+            first, last = _seen(q, keys, behind, before)
+            x = scores[b, q]
+            x[:first] = 0
+            totals[b, q] = _weigh(x[first:last])
+            x[last:] = 0
+
+
+@njit(**EXACT)  # type: ignore[untyped-decorator]
+def _weigh_backward(x: Any, g: Any) -> None:
+    for i in range(x.size):
+        p = _exp(_wide(x[i]))
+        x[i] = _kept(x, p)
+        g[i] = _kept(g, p * _wide(g[i]))
+
+
+@njit(**EXACT)  # type: ignore[untyped-decorator]
+def weigh_backward(scores: Any, gradient: Any, behind: Any, before: Any) -> None:
+    """scores become p = exp(scores), 0 where hidden; gradient [B, L, S] becomes p gradient."""
+    batch, queries, keys = scores.shape
+    for b in range(batch):
+        for q in range(queries):
+            first, last = _seen(q, keys, behind, before)
+            x, g = scores[b, q], gradient[b, q]
+            x[:first] = g[:first] = 0
+            _weigh_backward(x[first:last], g[first:last])
+            x[last:] = g[last:] = 0
