@@ -25,7 +25,7 @@ from luthier.recipe.schema import ModelSettings, Recipe
 from luthier.training import activations, plan, room, takeover, track
 from luthier.training.capture import pick_cuda_graphs
 from luthier.training.cut import Cut
-from luthier.training.forecast.rates import layer_seconds
+from luthier.training.forecast.rehearsal import layer_seconds
 from luthier.training.processes import Machine, pick_cpu_processes
 
 

@@ -27,7 +27,7 @@ from luthier.report import events
 from luthier.training import activations, job, plan, room, takeover
 from luthier.training.capture import may_capture
 from luthier.training.cut import Cut
-from luthier.training.forecast import calibration, memory, rates, subject
+from luthier.training.forecast import calibration, memory, rates, rehearsal, subject
 from luthier.training.forecast.memory import Memory
 from luthier.training.forecast.rates import Rates
 from luthier.training.forecast.seconds import READ_PER_SECOND, Seconds, seconds
@@ -240,13 +240,13 @@ def of_recipe(recipe: Recipe, began: float) -> tuple[Plan, Forecast, dict[str, A
         config, recipe.model.ref, data, device, resident_bytes(),
         lambda: reading, "plain" if recipe.train.engine == "plain" else "flat",
         share=recipe.adapter.dropout == 0 and not has_dropout(_Only(config)), free=free,
-        layer_seconds=lambda batch, threads: rates.layer_seconds(*short(), batch, threads),
+        layer_seconds=lambda batch, threads: rehearsal.layer_seconds(*short(), batch, threads),
     )  # fmt: skip
 
     @functools.cache
     def short() -> tuple[Any, Engine]:
         assert data is not None
-        model = rates.short_model(config, dtype=dtype, device=device, remote_code=recipe.model.trust_remote_code)
+        model = rehearsal.short_model(config, dtype=dtype, device=device, remote_code=recipe.model.trust_remote_code)
         model = adapters.attach(model, recipe.adapter)
         return model, pick_engine(model, data.train, asked=recipe.train.engine).value
 
@@ -254,7 +254,7 @@ def of_recipe(recipe: Recipe, began: float) -> tuple[Plan, Forecast, dict[str, A
         captured = device == "cuda" and may_capture(*short(), recipe.train, recomputed)
         engine = forecast.sketch(recipe, dtype).engine
         name = rates.key(config, work.samples, engine, **_facts(recipe, work, device, dtype), captured=captured)
-        return rates.of(name, device, dtype, lambda: rates.measure(*short(), work, dtype, captured=captured))
+        return rates.of(name, device, dtype, lambda: rehearsal.measure(*short(), work, dtype, captured=captured))
 
     planned = forecast.plan(recipe, dtype, measure)
     lengths = None
@@ -272,7 +272,7 @@ def of_job(made: job.Job, began: float) -> Plan:
     forecast = Forecast(
         model.config, recipe.model.ref, made.data, device, made.runtime,
         lambda: time.perf_counter() - began, engine.name, share=getattr(engine, "share", False),
-        free=room_now(device), layer_seconds=partial(rates.layer_seconds, model, engine), to_come=False,
+        free=room_now(device), layer_seconds=partial(rehearsal.layer_seconds, model, engine), to_come=False,
     )  # fmt: skip
 
     captured = made.value("train.cuda_graphs")
@@ -285,7 +285,7 @@ def of_job(made: job.Job, began: float) -> Plan:
         recomputed = [layer for layer in activations.decoder_layers(model) if layer.gradient_checkpointing]
         for layer in recomputed:
             layer.gradient_checkpointing = False  # type: ignore[assignment]
-        found = rates.measure(model, engine, work, dtype, captured=captured)
+        found = rehearsal.measure(model, engine, work, dtype, captured=captured)
         release()  # or what the run takes lies between the holes that this left
         for layer in recomputed:
             layer.gradient_checkpointing = True  # type: ignore[assignment]
