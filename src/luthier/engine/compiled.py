@@ -39,7 +39,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x [..., H] normalised and multiplied with weight [H] (float32), and 1 / sqrt(mean(x^2) + eps) [..., 1]."""
     x = x.contiguous()
     y, r = torch.empty_like(x), torch.empty(*x.shape[:-1], 1)
-    find().value.rms_norm(_rows(x), _array(weight), _float32(eps), _rows(y), _array(r).reshape(-1))
+    find().value.rms_norm(_rows(x), _array(weight), _float32(eps), _rows(y), _flat(r))
     return y, r
 
 
@@ -47,7 +47,7 @@ def rms_norm_backward(g: Tensor, x: Tensor, weight: Tensor, r: Tensor) -> Tensor
     """The gradient of x from that of y, [..., H]."""
     g, x = g.contiguous(), x.contiguous()
     dx = torch.empty_like(x)
-    find().value.rms_norm_backward(_rows(g), _rows(x), _array(weight), _array(r).reshape(-1), _rows(dx))
+    find().value.rms_norm_backward(_rows(g), _rows(x), _array(weight), _flat(r), _rows(dx))
     return dx
 
 
@@ -72,6 +72,14 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, gradient: bool) -> Tensor:
     losses, room = torch.empty(len(logits)), torch.empty(logits.shape[1])
     find().value.cross_entropy(_array(logits), _array(targets), _array(losses), gradient, _array(room))
     return losses
+
+
+def dots(a: Tensor, b: Tensor) -> Tensor:
+    """sum(a b) over the last dimension, [..., 1] float32."""
+    a, b = a.contiguous(), b.contiguous()
+    sums = torch.empty(*a.shape[:-1], 1)
+    find().value.dots(_rows(a), _rows(b), _flat(sums))
+    return sums
 
 
 def tops(scores: Tensor, tile: Tile) -> Tensor:

@@ -188,6 +188,16 @@ def tops(scores: Any, behind: Any, before: Any, top: Any) -> None:
 
 
 @njit(**SUMMING)  # type: ignore[untyped-decorator]
+def dots(a: Any, b: Any, sums: Any) -> None:
+    """sum(a b) of each row, [N], of a and b [N, D]."""
+    for row in range(a.shape[0]):
+        total = F(0.0)
+        for i in range(a.shape[1]):
+            total += _wide(a[row, i]) * _wide(b[row, i])
+        sums[row] = total
+
+
+@njit(**SUMMING)  # type: ignore[untyped-decorator]
 def _weigh(x: Any) -> Any:
     total = F(0.0)
     for i in range(x.size):

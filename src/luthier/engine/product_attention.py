@@ -73,7 +73,7 @@ class _ProductAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         plan: Plan = ctx.plan
-        of = (_with(q, lse), _with(_wide(grad[0]), (grad[0].float() * out.float()).sum(-1, keepdim=True)), k, v)
+        of = (_with(q, lse), _with(_wide(grad[0]), _dots(grad[0], out)), k, v)
         parts = [_gradients(g.strips, *_picked(g, of[:2], of[2:])) for g in plan.groups]
         of_queries, *of_keys = zip(*parts, strict=True)
         grads = [_together(of_queries, plan.queries, q.shape[1])]
@@ -206,6 +206,11 @@ def _shown(p: Tensor, tile: Tile) -> Tensor:
     if tile.hidden is not None:
         between(p[..., tile.hidden.columns], tile.hidden.last, tile.hidden.first)
     return p
+
+
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    """sum(a b) over the last dimension, [..., 1] float32."""
+    return compiled.dots(a, b) if compiled.fits(b) else (a.float() * b.float()).sum(-1, keepdim=True)
 
 
 def _wide(x: Tensor, columns: float = 0, scale: float = 1) -> Tensor:

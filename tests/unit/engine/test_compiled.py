@@ -66,6 +66,14 @@ def test_what_lies_otherwise_in_memory() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dots(dtype: torch.dtype) -> None:
+    a, b = normal(3, 5, 70).to(dtype), normal(3, 5, 70, seed=1).to(dtype)
+    found = compiled.dots(a, b)
+    assert (found.dtype, found.shape) == (torch.float32, (3, 5, 1))
+    assert near(found, (a.double() * b.double()).sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cross_entropy(dtype: torch.dtype) -> None:
     logits, targets = normal(4, 1000).to(dtype), torch.tensor([0, 999, 5, 5])
     logits[1, 3] = 90.0  # far above all others, and not what should come next
