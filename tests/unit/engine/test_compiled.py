@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,6 +89,14 @@ def test_cross_entropy(dtype: torch.dtype) -> None:
     assert near(logits, of_logits)
 
 
+def test_small_probabilities_count() -> None:
+    """100,000 of e^-17, each less than half the last bit of 1: together 0.0041."""
+    logits = torch.full((1, 100_001), -17.0)
+    logits[0, 0] = 0.0
+    found = compiled.cross_entropy(logits, torch.tensor([0]), gradient=False)
+    assert found.item() == pytest.approx(math.log1p(1e5 * math.exp(-17)), abs=2e-6)
+
+
 @pytest.mark.parametrize(("behind", "before"), [(3, -9), (1, -9), (100, -9), (3, -1), (-2, -9), (9, 4), (-9, -20)])
 def test_scores_that_are_seen(behind: int, before: int) -> None:
     """Of three heads, seven queries, nine keys; some queries see none."""
@@ -120,6 +132,34 @@ def test_what_is_no_number_is_not_hidden(wrong: float, dtype: torch.dtype) -> No
         weights = x[None].clone()
         assert compiled.weigh(weights, Tile(ALL, ALL, None, (40, -1))).isnan().all()
         assert weights[0, 0, 7].isnan()
+
+
+BITS = """
+import torch
+from luthier.engine import compiled
+from luthier.engine.tiles import Tile
+
+torch.manual_seed(0)
+x, y = torch.randn(2, 8, 100)
+scores = x[None].bfloat16()
+print(compiled.swiglu(x, y).tolist(), compiled.cross_entropy(x, torch.arange(8), gradient=True).tolist(), x.tolist())
+print(compiled.weigh(scores, Tile(slice(8), slice(100), None, (90, -9))).tolist(), scores.tolist())
+"""
+
+
+def test_the_same_bits_compiled_and_kept(tmp_path: Path) -> None:
+    """A run that goes on must compute what it would have: parts compiled for themselves once made a difference."""
+
+    def computed() -> str:
+        with_cache = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+        return subprocess.check_output([sys.executable, "-c", BITS], env=with_cache, text=True)
+
+    compiled_now = computed()
+    assert [*tmp_path.glob("*/loops.cross_entropy-*.nbi")]
+    assert computed() == compiled_now
+    for kept in tmp_path.glob("*/loops.weigh-*"):
+        kept.unlink()
+    assert computed() == compiled_now
 
 
 def test_rounding_is_torchs() -> None:
