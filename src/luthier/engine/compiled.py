@@ -51,6 +51,15 @@ def rms_norm_backward(g: Tensor, x: Tensor, weight: Tensor, r: Tensor) -> Tensor
     return dx
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [B, N, H, D] turned by cos and sin [B, N, R]."""
+    x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
+    y = torch.empty_like(x)
+    in_heads = (_array(each).reshape(-1, *x.shape[2:]) for each in (x, y))
+    find().value.rotate(next(in_heads), _rows(cos), _rows(sin), next(in_heads))
+    return y
+
+
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) up, of any shape."""
     gate, up = gate.contiguous(), up.contiguous()

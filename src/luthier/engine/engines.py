@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from luthier.data.batches import Filling
 from luthier.data.render import IGNORE, Example
-from luthier.engine import attention, liger, lora, loss, mlp, norm, recurrent
+from luthier.engine import attention, liger, lora, loss, mlp, norm, recurrent, rotary
 from luthier.engine.instance import is_replaced, restore
 from luthier.engine.layout import FlatBatch, Tree, flatten, order
 
@@ -88,6 +88,8 @@ class FlatEngine(Engine):
         attention.register()
         model.set_attn_implementation(attention.NAME)
         on_cpu = model.device.type == "cpu"
+        if on_cpu:
+            rotary.fuse(model)
         self.multiple = MULTIPLE if on_cpu and model.dtype == torch.bfloat16 else 1
 
     def losses(self, model: nn.Module, examples: Sequence[Example]) -> Tensor:

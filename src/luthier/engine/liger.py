@@ -1,8 +1,7 @@
 """Elementwise layers by Liger's Triton kernels on a GPU (CUDA or ROCm), where `liger_kernel` is installed.
 
 Its autograd functions are called on instances that proved to be the same; its own patches, which change the modules
-and classes of transformers, never are. Rotary embeddings stay as they are: a model's attention finds them as a global
-function of its module, so no instance could be given another.
+and classes of transformers, never are. Rotary embeddings stay the module's own.
 """
 
 from __future__ import annotations

@@ -132,6 +132,22 @@ def rms_norm_backward(g: Any, x: Any, weight: Any, r: Any, dx: Any) -> None:
 
 
 @njit(**LOOP)  # type: ignore[untyped-decorator]
+def rotate(x: Any, cos: Any, sin: Any, y: Any) -> None:
+    """y = x turned: [N, H, D], of which the first R values are by cos and sin [N, R]."""
+    rows, heads, width = x.shape
+    half = cos.shape[1] // 2
+    for row in range(rows):
+        for head in range(heads):
+            for j in range(half):
+                first, second = _wide(x[row, head, j]), _wide(x[row, head, half + j])
+                y[row, head, j] = _kept(y, first * _wide(cos[row, j]) - second * _wide(sin[row, j]))
+                turned = second * _wide(cos[row, half + j]) + first * _wide(sin[row, half + j])
+                y[row, head, half + j] = _kept(y, turned)
+            for j in range(2 * half, width):
+                y[row, head, j] = x[row, head, j]
+
+
+@njit(**LOOP)  # type: ignore[untyped-decorator]
 def swiglu(gate: Any, up: Any, y: Any) -> None:
     """y = gate sigmoid(gate) up, all [n]."""
     for i in range(gate.size):

@@ -45,6 +45,7 @@ class Job:
     """Bytes on the disk that the run needs."""
     runtime: int
     """Bytes that the process held before it read the weights."""
+    kept: activations.Activations
 
     def value(self, setting: str) -> Any:
         return self.choices[setting].value
@@ -100,7 +101,7 @@ def prepare_job(recipe: Recipe, began_with: Mapping[str, Choice[Any]] | None = N
     choices["tokens of an epoch"] = plan.saved_tokens(engine.value, data.train, steps, cut)
     choices = takeover.reasons(choices, began_with)
     needed = room.needed(model, recipe.train, total, base.path)
-    return Job(asked, base, renderer, data, model, engine.value, steps, choices, needed, runtime)
+    return Job(asked, base, renderer, data, model, engine.value, steps, choices, needed, runtime, found)
 
 
 def _dearest(cut: Cut, engine: Engine, examples: Sequence[Example], steps: Steps) -> Sequence[Example]:

@@ -127,6 +127,7 @@ def test_what_is_no_number_is_not_hidden(wrong: float, dtype: torch.dtype) -> No
     assert not y.isfinite().all()
     assert not compiled.rms_norm_backward(torch.ones_like(x), x, torch.ones(40), r).isfinite().all()
     assert not compiled.swiglu(x, torch.ones_like(x)).isfinite().all()
+    assert not compiled.rotate(x.view(1, 1, 4, 10), *torch.ones(2, 1, 1, 8, dtype=dtype)).isfinite().all()
     assert not compiled.cross_entropy(x.clone(), torch.tensor([3]), gradient=False).isfinite().all()
     if wrong != INF:
         weights = x[None].clone()
@@ -143,6 +144,7 @@ torch.manual_seed(0)
 x, y = torch.randn(2, 8, 100)
 scores = x[None].bfloat16()
 print(compiled.swiglu(x, y).tolist(), compiled.cross_entropy(x, torch.arange(8), gradient=True).tolist(), x.tolist())
+print(compiled.rotate(x[None, :, None], y[None, :, :6], y[None, :, 6:12]).tolist())
 print(compiled.weigh(scores, Tile(slice(8), slice(100), None, (90, -9))).tolist(), scores.tolist())
 """
 

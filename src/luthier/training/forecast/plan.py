@@ -31,7 +31,7 @@ from luthier.training.forecast import calibration, memory, rates, rehearsal, sub
 from luthier.training.forecast.memory import Memory
 from luthier.training.forecast.rates import Rates
 from luthier.training.forecast.seconds import READ_PER_SECOND, Seconds, seconds
-from luthier.training.forecast.sketch import Sketch
+from luthier.training.forecast.sketch import Sketch, sizes_of
 from luthier.training.forecast.workload import Piece, Workload, imagined, workload
 from luthier.training.processes import Machine, pick_cpu_processes
 
@@ -106,12 +106,20 @@ def tokens_of(work: Workload) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
+class Loaded:
+    """Of a model that is there, what a sketch would count: its sizes as there, and what its layers keep."""
+
+    sizes: tuple[int, int, int]
+    kept: activations.Activations
+
+
+@dataclass(frozen=True)
 class Forecast:
     """A model, rows and a machine, for which recipes that differ in their settings can be planned.
 
     data: None where there are no rows, or no tokenizer. loading: asked when all is measured for the seconds until then.
-    to_come: whether the weights are yet to be loaded. free: what there is. layer_seconds: of a micro-batch, with each
-    of these numbers of threads.
+    free: what there is. layer_seconds: of a micro-batch, with each of these numbers of threads. loaded: None where the
+    weights are yet to come.
     """
 
     config: Any
@@ -124,18 +132,18 @@ class Forecast:
     share: bool
     free: Room
     layer_seconds: Callable[[Sequence[Example], Sequence[int]], Mapping[int, float]]
-    to_come: bool = True
+    loaded: Loaded | None = None
     sketches: dict[Any, Sketch] = field(default_factory=dict)
     measured: dict[str, Rates] = field(default_factory=dict)
 
     def plan(self, recipe: Recipe, dtype: str, measure: Measure = lambda work, recomputed: None) -> Plan:
         """What this recipe takes in this dtype. `measure` is asked once a dtype for rates."""
-        sketch = self.sketch(recipe, dtype)
-        sizes = sketch.sizes
+        sketch, there = self.sketch(recipe, dtype), self.loaded
+        sizes = there.sizes if there else sketch.sizes
         rows = self.data.train if self.data else self._imagined(recipe)
         steps = plan.steps_of(recipe.train, rows)
-        ahead = sizes[0] if self.to_come else 0
-        found = sketch.kept_per_token([max(rows, key=lambda row: len(row.input_ids))])
+        ahead = 0 if there else sizes[0]
+        found = there.kept if there else sketch.kept_per_token([max(rows, key=lambda row: len(row.input_ids))])
         layers = plan.pick_checkpointing(recipe.train, found, steps, self.device, to_come=ahead)
         budget = plan.pick_micro_batch(recipe.train, found, layers.value, self.device, to_come=ahead)
         machine = Machine(
@@ -182,7 +190,7 @@ class Forecast:
             self.measured[dtype],
             layers=sketch.layers,
             recomputed=layers.value,
-            loading=self.loading() + (sizes[0] / READ_PER_SECOND if self.to_come else 0),
+            loading=self.loading() + ahead / READ_PER_SECOND,
             saved_bytes=room.BYTES_PER_WEIGHT * sizes[1] // 4,
             dearest=[Piece.of(batch, sketch.engine) for batch in dearest],
             unplanned=unplanned,
@@ -272,7 +280,8 @@ def of_job(made: job.Job, began: float) -> Plan:
     forecast = Forecast(
         model.config, recipe.model.ref, made.data, device, made.runtime,
         lambda: time.perf_counter() - began, engine.name, share=getattr(engine, "share", False),
-        free=room_now(device), layer_seconds=partial(rehearsal.layer_seconds, model, engine), to_come=False,
+        free=room_now(device), layer_seconds=partial(rehearsal.layer_seconds, model, engine),
+        loaded=Loaded(sizes_of(model), made.kept),
     )  # fmt: skip
 
     captured = made.value("train.cuda_graphs")

@@ -24,7 +24,7 @@ from luthier.hub.cache import cache_dir
 from luthier.report import disk
 from luthier.training.forecast.workload import Piece
 
-SAME_SPEED = 0.25  # a machine that was busy with something else then, or is now, is measured again
+SAME_SPEED = 0.5  # a machine that was busy with something else then, or is now, is measured again
 LIBRARIES = ("torch", "transformers", "peft")
 
 

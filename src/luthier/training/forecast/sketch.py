@@ -76,12 +76,7 @@ class Sketch:
 
     @cached_property
     def sizes(self) -> tuple[int, int, int]:
-        """Bytes of the frozen weights, bytes of the adapter in float32, and how many weights both of them have."""
-        model = self._model(range(self.layers))
-        own = {id(p): p for p in model.parameters()}.values()
-        frozen = sum(p.numel() * p.element_size() for p in own if not p.requires_grad)
-        learned = sum(p.numel() * p.element_size() for p in own if p.requires_grad)
-        return frozen, learned, sum(p.numel() for p in own)
+        return sizes_of(self._model(range(self.layers)))
 
     def take(self, batch: Sequence[Example], recomputed: int = 0) -> Taken:
         """What this micro-batch takes at most, with the first `recomputed` layers run again in the backward pass."""
@@ -179,6 +174,14 @@ class Sketch:
             yield
         finally:
             attention.standing_in.reset(token)
+
+
+def sizes_of(model: Any) -> tuple[int, int, int]:
+    """Bytes of the frozen weights, bytes of the adapter in float32, and how many weights both of them have."""
+    own = {id(p): p for p in model.parameters()}.values()
+    frozen = sum(p.numel() * p.element_size() for p in own if not p.requires_grad)
+    learned = sum(p.numel() * p.element_size() for p in own if p.requires_grad)
+    return frozen, learned, sum(p.numel() for p in own)
 
 
 @dataclass(frozen=True)
