@@ -4,7 +4,7 @@
     python limited.py fill:FILE STEP ARGUMENTS…       FILE takes all the room that is left on its disk
     python limited.py memory:BYTES STEP ARGUMENTS…    the process may take so much more memory than it uses now
 
-STEP 0 is before the rehearsal.
+STEP 0 is before the rehearsal, which takes place however much is free here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.cli.main import main
+from luthier.training.forecast.plan import Plan
 from luthier.training.trainer import LuthierTrainer
 
 _, limit, step, *arguments = sys.argv
@@ -63,5 +64,7 @@ def limited(self: LuthierTrainer, *inputs: Any) -> Any:
 
 
 setattr(LuthierTrainer, original.__name__, limited)
+if step == "0":
+    Plan.rehearses = True  # type: ignore[assignment, method-assign]
 sys.argv = ["luthier", *arguments]
 main()

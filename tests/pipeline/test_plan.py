@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from driver import Workplace, events, luthier
 import luthier as api
 from luthier.training.forecast import plan as planning
 from luthier.training.forecast.plan import Room
+from luthier.training.trainer import LuthierTrainer
 
 PARTS = ["weights", "adapter", "gradients", "optimizer", "activations", "logits", "holes", "kernels", "runtime"]
 WEIGHTS = 4 * (2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64 + 2 * 64) + 2 * 400 * 64 + 64)
@@ -48,6 +50,17 @@ def test_tokens_are_those_that_the_run_computes(shop: Workplace) -> None:
     assert found["tokens"]["computed"] == sum(event["computed_tokens"] for event in first)
     assert found["tokens"]["steps"] == result["steps"]
     assert found["tokens"]["run_real"] == result["real_tokens"]
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_the_largest_micro_batch_is_tried_where_the_plan_says_so(shop: Workplace, *, needed: bool) -> None:
+    with (
+        mock.patch.object(planning.Plan, "rehearses", needed),
+        mock.patch.object(LuthierTrainer, "rehearse") as rehearse,
+    ):
+        run = shop.train(f"tried-{needed}")
+    assert rehearse.call_count == needed
+    assert [event["rehearses"] for event in events(run, "plan")] == [needed]
 
 
 def test_a_run_keeps_what_was_planned(shop: Workplace) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from luthier.engine import compiled
-from luthier.engine.instance import is_replaced, output_and_gradient, relative_error, replace_forward
+from luthier.engine.instance import is_replaced, relative_error, replace_forward
 from luthier.engine.norm import TOLERANCE
 
 NAME = "apply_rotary_pos_emb"
@@ -56,7 +56,10 @@ def _call(forward: Callable[..., Any], own: object, *args: Any, **kwargs: Any) -
 
 
 class _Rotated:
-    """A module's function, or the loop, which first proves on what it is given that it does the same."""
+    """A module's function, or the loop, which first proves on what it is given that it does the same.
+
+    Forward only, as it may be in a layer whose forward is run again: there all that is kept for a backward is counted.
+    """
 
     def __init__(self, own: Rotation) -> None:
         self.own = own
@@ -67,15 +70,15 @@ class _Rotated:
             return self.own(*args, **kwargs)
         query, key, cos, sin = args
         if query.dtype not in self._same:
-            self._same[query.dtype] = self._agrees(query, cos, sin)
+            self._same[query.dtype] = self._agrees(*args)
         if not self._same[query.dtype]:
             return self.own(*args)
         return rotate(query, cos, sin), rotate(key, cos, sin)
 
-    def _agrees(self, query: Tensor, cos: Tensor, sin: Tensor) -> bool:
-        expected = output_and_gradient(lambda x: self.own(x, x, cos, sin)[0], query)
-        found = output_and_gradient(lambda x: rotate(x, cos, sin), query)
-        return all(relative_error(*pair) <= TOLERANCE[query.dtype] for pair in zip(found, expected, strict=True))
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _agrees(self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> bool:
+        pairs = zip((query, key), self.own(query, key, cos, sin), strict=True)
+        return all(relative_error(rotate(x, cos, sin), expected) <= TOLERANCE[x.dtype] for x, expected in pairs)
 
 
 def _fits(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> bool:

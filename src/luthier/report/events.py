@@ -40,6 +40,7 @@ class Plan(TypedDict):
     """`measurable_bytes` is what `memory_bytes` of the steps should come to."""
     room: dict[str, Any]
     fits: bool
+    rehearses: bool
     seconds: dict[str, Any] | None
     tokens: dict[str, Any] | None
     products_per_second: float | None

@@ -146,6 +146,7 @@ def _trainer(
         offload=settings.offload_activations,
         graphs=_graphs(job),
         processes=job.value("train.cpu_processes"),
+        rehearses=plan is None or plan["rehearses"],
         guard=Guard(skipped),
         stop_asked=stop.asked,
         callbacks=callbacks,

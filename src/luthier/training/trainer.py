@@ -78,6 +78,7 @@ class LuthierTrainer(Saving):
         offload: whether activations wait in the host's memory between forward and backward.
         graphs: micro-batches as CUDA graphs; given up where memory runs out.
         processes: that compute a step together; one where memory runs out. More than one is ended by `close`.
+        rehearses: whether the dearest micro-batches are computed before the first step.
         checkpoints_kept: how many stay; an old one is deleted only when the newest is sealed.
         guard: looks at each step before it is applied.
         stop_asked: asked before each micro-batch; True raises StepGivenUp.
@@ -96,6 +97,7 @@ class LuthierTrainer(Saving):
         offload: bool = False,
         graphs: Graphs | None = None,
         processes: int = 1,
+        rehearses: bool = True,
         guard: Guard | None = None,
         stop_asked: Callable[[], bool] = lambda: False,
         callbacks: Sequence[TrainerCallback] = (),
@@ -111,6 +113,7 @@ class LuthierTrainer(Saving):
         self.engine, self.heldout, self.cut, self.graphs = engine, heldout, cut, graphs
         self.checkpoints_kept, self.guard, self.stop_asked = checkpoints_kept, guard or Guard(), stop_asked
         self.keeping = functools.partial(offloaded, model) if offload else contextlib.nullcontext
+        self.rehearses = rehearses
         self.evaluation_seconds = 0.0  # of the last one
         self._batch: Sequence[Example] = ()  # the micro-batch in progress
         self._after_step = randomness.snapshot()
@@ -322,7 +325,7 @@ class LuthierTrainer(Saving):
         self.has_begun = True
         self.model.train()  # once: it walks through all modules, and who asks the model puts back what it was
         self.step_ended()
-        if step < self.state.max_steps:
+        if self.rehearses and step < self.state.max_steps:
             self.rehearse()
         if step > 0:
             self._make_up_evaluation(step)

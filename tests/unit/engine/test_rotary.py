@@ -94,3 +94,19 @@ def test_the_module_and_other_models_stay_as_they_are(monkeypatch: pytest.Monkey
     restore(one)
     with torch.no_grad():
         assert torch.equal(one(ids).logits, other(ids).logits)
+
+
+def test_the_proof_keeps_nothing_for_the_backward() -> None:
+    """A layer whose forward is run again must keep as many tensors then as in its first."""
+    query, key, cos, sin = inputs(torch.float32)
+    loop, kept = rotary._Rotated(whole), [0]
+
+    def count(tensor: Tensor) -> Tensor:
+        kept[-1] += 1
+        return tensor
+
+    for _ in range(2):
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loop(query.requires_grad_(), key.requires_grad_(), cos, sin)
+        kept.append(0)
+    assert kept == [4, 4, 0]

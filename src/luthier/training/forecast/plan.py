@@ -73,6 +73,14 @@ class Plan:
     def fits(self) -> bool:
         return self.memory.peak <= self.room.device and sum(self.memory.host.values()) <= self.room.host
 
+    @property
+    def rehearses(self) -> bool:
+        """Whether the run computes its largest micro-batches once before the first step, to see that memory holds them.
+
+        It takes seconds on a CPU, where they are saved if twice as much is free as the run takes.
+        """
+        return self.device != "cpu" or 2 * self.memory.peak > self.room.device
+
     def to_json(self) -> dict[str, Any]:
         """As the `plan` event of a run and `luthier plan --json` have it. Bytes and seconds."""
         work = self.work
@@ -87,6 +95,7 @@ class Plan:
             "memory": self.memory.to_json(),
             "room": vars(self.room),
             "fits": self.fits,
+            "rehearses": self.rehearses,
             "seconds": None if self.seconds is None else self.seconds.to_json(),
             "tokens": None if work is None else tokens_of(work),
             "products_per_second": None if self.rates is None else self.rates.products,
@@ -192,7 +201,7 @@ class Forecast:
             recomputed=layers.value,
             loading=self.loading() + ahead / READ_PER_SECOND,
             saved_bytes=room.BYTES_PER_WEIGHT * sizes[1] // 4,
-            dearest=[Piece.of(batch, sketch.engine) for batch in dearest],
+            dearest=[Piece.of(batch, sketch.engine) for batch in dearest] if planned.rehearses else [],
             unplanned=unplanned,
         )
         return replace(planned, seconds=spent, rates=self.measured[dtype], learned_from=runs)

@@ -58,7 +58,7 @@ def seconds(
     Args:
         loading: seconds until the weights are there.
         saved_bytes: of a checkpoint.
-        dearest: the micro-batches that are rehearsed before the first step.
+        dearest: the micro-batches that are rehearsed before the first step, if any are.
         unplanned: seconds that earlier runs took beyond their plans.
     """
     step = step_seconds(rates, layers=layers, recomputed=recomputed)

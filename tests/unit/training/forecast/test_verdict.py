@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -91,3 +92,11 @@ def test_the_hosts_memory_may_be_what_is_short(monkeypatch: pytest.MonkeyPatch) 
     object.__setattr__(of, "free", Room(96 * parse.GIB, 8 * parse.GIB))
     said = "It does not fit: the host's memory: it needs 16.9 GB, and 8.6 GB are there."
     assert verdict(of.plan(RECIPE, "bfloat16")) == said
+
+
+def test_memory_is_tried_unless_twice_as_much_is_free_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = forecast(MI300X.memory_bytes, monkeypatch).plan(RECIPE, "bfloat16")
+    assert planned.rehearses
+    on_cpu = replace(planned, device="cpu", room=Room(2 * planned.memory.peak, 0))
+    assert not on_cpu.rehearses
+    assert replace(on_cpu, room=Room(2 * planned.memory.peak - 1, 0)).rehearses
