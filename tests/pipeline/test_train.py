@@ -149,7 +149,8 @@ def test_each_automatic_choice_has_its_reason(run: RunFolder) -> None:
     engine, why = resolved.pop("train.engine")
     assert engine == "flat"
     assert re.fullmatch(
-        r"no padding, shared prefixes computed once, attention in blocks, loops compiled by numba; "
+        r"no padding, shared prefixes computed once, attention in blocks, "
+        r"loops compiled by numba where a process has one or two threads; "
         r"the flat loss differs from the plain one by \d\.\de[-+]\d\d",
         why,
     )

@@ -105,7 +105,8 @@ def test_the_flat_engine_is_chosen(model: Any, examples: list[Example]) -> None:
     choice = pick_engine(model, examples, asked="auto")
     assert choice.value.name == "flat"
     assert choice.reason.startswith(
-        "no padding, shared prefixes computed once, attention in blocks, loops compiled by numba; the flat loss differs"
+        "no padding, shared prefixes computed once, attention in blocks, "
+        "loops compiled by numba where a process has one or two threads; the flat loss differs"
     )
 
 

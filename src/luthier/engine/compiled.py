@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from luthier import console
 from luthier.choice import Choice
 from luthier.engine.tiles import Tile
 
 MOST_THREADS = 2
-"""With more, torch's own passes, which are shared by all threads, take less time."""
+"""With more, torch's own passes, which are shared by all threads, take less time. The reason below says so, too."""
 
 
 @functools.cache
@@ -22,7 +24,9 @@ def find() -> Choice[Any]:
         from luthier.engine import loops
     except Exception as error:  # numba is not there, does not take this numpy, or has no place to keep what it compiles
         return Choice(None, f"no loops compiled by numba ({str(error).partition(chr(10))[0]})")
-    return Choice(loops, "loops compiled by numba")
+    if not any(Path(loops.rms_norm.stats.cache_path).glob("loops.*.nbi")):
+        console.say("Compiling loops, once on this machine …")
+    return Choice(loops, "loops compiled by numba where a process has one or two threads")
 
 
 def fits(x: Tensor) -> bool:

@@ -29,7 +29,8 @@ def test_a_llama_takes_the_flat_engine() -> None:
     choice = pick_engine(model, ROWS, asked="auto")
     assert isinstance(choice.value, FlatEngine) and choice.value.share
     assert re.fullmatch(
-        r"no padding, shared prefixes computed once, attention in blocks, loops compiled by numba; "
+        r"no padding, shared prefixes computed once, attention in blocks, "
+        r"loops compiled by numba where a process has one or two threads; "
         r"the flat loss differs from the plain one by \d\.\de[-+]\d\d",
         choice.reason,
     )
@@ -64,7 +65,8 @@ def test_what_is_more_than_a_llama_takes_it_too(family: str, how: str) -> None:
     choice = pick_engine(add_adapter(make_model(family)), ROWS, asked="auto")
     assert isinstance(choice.value, FlatEngine)
     assert choice.reason.startswith(
-        f"no padding, shared prefixes computed once, {how}, loops compiled by numba; the flat loss differs"
+        f"no padding, shared prefixes computed once, {how}, "
+        f"loops compiled by numba where a process has one or two threads; the flat loss differs"
     )
 
 
@@ -141,7 +143,7 @@ def test_a_prefix_is_shared_only_without_dropout(dropout: float, share: bool) ->
         assert choice.reason.startswith(
             "no padding, shared prefixes computed "
             + ("once" if share else "again: dropout is above 0")
-            + ", attention in blocks, loops compiled by numba; "
+            + ", attention in blocks, loops compiled by numba where a process has one or two threads; "
         )
 
 

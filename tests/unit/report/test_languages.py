@@ -72,9 +72,10 @@ def test_sentences_recorded_in_english_have_their_chinese(english: str, chinese:
             "线性注意力逐行计算，归一化用 Liger 算子；与标准算法的损失相差 0",
         ),
         (
-            "no padding, shared prefixes computed once, attention in grouped products, loops compiled by numba; "
+            "no padding, shared prefixes computed once, attention in grouped products, "
+            "loops compiled by numba where a process has one or two threads; "
             "the flat loss differs from the plain one by 1.1e-03",
-            "没有填充，相同的前缀只计算一次，注意力以分组乘积计算，逐元素的循环由 numba 编译；"
+            "没有填充，相同的前缀只计算一次，注意力以分组乘积计算，进程只有一两个线程时，逐元素的循环由 numba 编译；"
             "与标准算法的损失相差 1.1e-03",
         ),
         (

@@ -60,7 +60,9 @@ SENTENCES = {
     "no padding, shared prefixes computed once, {how}; the flat loss differs from the plain one by {difference}": "没有填充，相同的前缀只计算一次，{how}；与标准算法的损失相差 {difference}",
     "no padding, shared prefixes computed again: dropout is above 0, {how}; the flat loss differs from the plain one by {difference}": "没有填充，dropout 大于 0，所以相同的前缀各自计算，{how}；与标准算法的损失相差 {difference}",
     "the flat loss differs from the plain one by {difference}": "与标准算法的损失相差 {difference}",
-    "{how}, loops compiled by numba": "{how}，逐元素的循环由 numba 编译",
+    "{how}, loops compiled by numba where a process has one or two threads": (
+        "{how}，进程只有一两个线程时，逐元素的循环由 numba 编译"
+    ),
     "{how}, no loops compiled by numba ({why})": "{how}，逐元素的循环没有用 numba 编译（{why}）",
     "{how}, norms and gated MLPs by Liger kernels": "{how}，归一化和门控 MLP 用 Liger 算子",
     "{how}, norms by Liger kernels": "{how}，归一化用 Liger 算子",
