@@ -34,7 +34,9 @@ def fuse(model: nn.Module) -> int:
     fused = 0
     for module in model.modules():
         forward = type(module).forward
-        if not isinstance(forward, FunctionType) or NAME not in forward.__code__.co_names or is_replaced(module):
+        if not isinstance(forward, FunctionType) or is_replaced(module):
+            continue
+        if NAME not in forward.__code__.co_names or NAME not in forward.__globals__:
             continue
         if forward not in bound:
             bound[forward] = _rebound(forward, _Rotated(forward.__globals__[NAME]))

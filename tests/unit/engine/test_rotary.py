@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import torch
 from tiny import make_model
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.cohere.modeling_cohere import apply_rotary_pos_emb as interleaved
 from transformers.models.gemma3n.modeling_gemma3n import apply_rotary_pos_emb as one_at_a_time
 from transformers.models.llama import modeling_llama
@@ -76,6 +76,17 @@ def test_the_attention_of_each_family(family: str, layers: int) -> None:
     assert rotary.fuse(model) == layers
     assert sum(isinstance(vars(m).get("forward"), Replaced) for m in model.modules()) == layers
     assert rotary.fuse(model) == 0  # again
+
+
+def test_a_method_of_that_name_stays() -> None:
+    class Own(nn.Module):
+        def apply_rotary_pos_emb(self, x: Tensor) -> Tensor:
+            return -x
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.apply_rotary_pos_emb(x)
+
+    assert rotary.fuse(Own()) == 0
 
 
 def test_the_module_and_other_models_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
