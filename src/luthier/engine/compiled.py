@@ -59,8 +59,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [B, N, H, D] turned by cos and sin [B, N, R]."""
     x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
     y = torch.empty_like(x)
-    in_heads = (_array(each).reshape(-1, *x.shape[2:]) for each in (x, y))
-    find().value.rotate(next(in_heads), _rows(cos), _rows(sin), next(in_heads))
+    find().value.rotate(_array(x.flatten(0, 1)), _rows(cos), _rows(sin), _array(y.flatten(0, 1)))
     return y
 
 

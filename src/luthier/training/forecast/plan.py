@@ -116,7 +116,7 @@ def tokens_of(work: Workload) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Of a model that is there, what a sketch would count: its sizes as there, and what its layers keep."""
+    """What need not be sketched of a model that is there: `sizes_of` it, and what its layers keep."""
 
     sizes: tuple[int, int, int]
     kept: activations.Activations
