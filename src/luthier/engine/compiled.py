@@ -24,19 +24,27 @@ def find() -> Choice[Any]:
         from luthier.engine import loops
     except Exception as error:  # numba is not there, does not take this numpy, or has no place to keep what it compiles
         return Choice(None, f"no loops compiled by numba ({str(error).partition(chr(10))[0]})")
-    if not any(Path(loops.rms_norm.stats.cache_path).glob("loops.*.nbi")):
-        console.say("Compiling loops, once on this machine …")
     return Choice(loops, "loops compiled by numba where a process has one or two threads")
 
 
 def fits(x: Tensor) -> bool:
     """Whether the functions below take tensors like this one, here and now."""
-    return (
+    found = (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and torch.get_num_threads() <= MOST_THREADS
         and find().value is not None
     )
+    if found:
+        _announce(find().value)
+    return found
+
+
+@functools.cache
+def _announce(loops: Any) -> None:
+    """Says that they are compiled, where they are taken for the first time on this machine, and nowhere else."""
+    if not any(Path(loops.rms_norm.stats.cache_path).glob("loops.*.nbi")):
+        console.say("Compiling loops, once on this machine …")
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
